@@ -1,0 +1,1 @@
+"""Few-step diffusion models in JAX: one waist, five papers, every sampler."""
