@@ -1,0 +1,154 @@
+"""From what a network puts out to the pair of estimates.
+
+A head F is read in one of these ways; with x = x_t, α = α(t), σ = σ(t), r² = α² + σ²:
+
+    x0     ĉ = F                             ε̂ = (x − αF)/σ                             (1)
+    eps    ĉ = (x − σF)/α                    ε̂ = F                                      (2)
+    v      ĉ = (α·x/r − σF)/r                ε̂ = (σ·x/r + αF)/r,  v = (αε − σx_0)/r     (3)
+
+or, for states x = x_0 + σε of the EDM process, through a preconditioner (Karras et al. 2022, eq. 7 and Table 1)
+
+    D = c_skip·x + c_out·F(c_in·x; c_noise)                                             (4)
+    ε̂ = (x − D)/σ = e_skip·x + e_out·F,  e_skip = (1 − c_skip)/σ,  e_out = −c_out/σ     (5)
+
+where e_skip and e_out are written out without the cancellation of 1 − c_skip at small σ.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import process as process_lib
+from diffusion_jax import times
+from diffusion_jax.types import Array, Denoise, Prediction, like
+
+
+def _scales(process: process_lib.Gaussian, x: Array, t):
+  t = process_lib.as_time(t)
+  return like(process.alpha(t), x), like(process.sigma(t), x)
+
+
+def from_x0(process: process_lib.Gaussian, head: Array, x: Array, t) -> Prediction:
+  """The pair of an image estimate `head` [B, ...] at x_t, equation (1); t > 0."""
+  alpha, sigma = _scales(process, x, t)
+  return Prediction(process.encode(None, head), (x - alpha * head) / sigma)
+
+
+def from_eps(process: process_lib.Gaussian, head: Array, x: Array, t) -> Prediction:
+  """The pair of a noise estimate `head` [B, ...] at x_t, equation (2); α(t) > 0."""
+  alpha, sigma = _scales(process, x, t)
+  return Prediction(process.encode(None, (x - sigma * head) / alpha), head)
+
+
+def from_v(process: process_lib.Gaussian, head: Array, x: Array, t) -> Prediction:
+  """The pair of a v estimate `head` [B, ...] at x_t, equation (3); every t (Salimans & Ho 2022 where r = 1)."""
+  alpha, sigma = _scales(process, x, t)
+  r = jnp.hypot(alpha, sigma)
+  alpha, sigma, x = alpha / r, sigma / r, x / r
+  return Prediction(process.encode(None, alpha * x - sigma * head), sigma * x + alpha * head)
+
+
+def v_target(process: process_lib.Gaussian, x0: Array, eps: Array, t) -> Array:
+  """What the v head is trained on: (α(t)·ε − σ(t)·x_0)/r, [B, ...]."""
+  alpha, sigma = _scales(process, x0, t)
+  return (alpha * eps - sigma * x0) / jnp.hypot(alpha, sigma)
+
+
+class Coefficients(NamedTuple):
+  """The scalings of equations (4) and (5), each of σ's shape."""
+
+  c_skip: Array
+  c_out: Array
+  c_in: Array
+  c_noise: Array
+  e_skip: Array
+  e_out: Array
+
+
+Preconditioner = Callable[[Array], Coefficients]  # of the noise level σ > 0, a scalar or [B]
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMPreconditioner:
+  """Table 1, "Ours": network inputs and targets of unit variance for data of standard deviation sigma_data."""
+
+  sigma_data: float = 0.5
+
+  def __call__(self, sigma):
+    total = jnp.hypot(sigma, self.sigma_data)
+    return Coefficients(
+      c_skip=(self.sigma_data / total) ** 2,
+      c_out=sigma * self.sigma_data / total,
+      c_in=1 / total,
+      c_noise=jnp.log(sigma) / 4,
+      e_skip=sigma / total**2,
+      e_out=-self.sigma_data / total,
+    )
+
+
+def _noise_prediction(sigma, c_in, c_noise) -> Coefficients:
+  one = jnp.ones_like(sigma)
+  return Coefficients(one, -sigma, c_in, c_noise, jnp.zeros_like(sigma), one)
+
+
+@dataclasses.dataclass(frozen=True)
+class VPPreconditioner:
+  """Table 1, VP: F estimates the noise, conditioned on (M − 1)·t of the VP process."""
+
+  beta_d: float = 19.9
+  beta_min: float = 0.1
+  num_levels: int = 1000  # M
+
+  def __call__(self, sigma):
+    t = process_lib.VP(self.beta_d, self.beta_min).inverse(sigma)
+    return _noise_prediction(sigma, 1 / jnp.hypot(sigma, 1.0), (self.num_levels - 1) * t)
+
+
+@dataclasses.dataclass(frozen=True)
+class VEPreconditioner:
+  """Table 1, VE: F estimates the negative noise of the unscaled x, conditioned on ln(σ/2)."""
+
+  def __call__(self, sigma):
+    one = jnp.ones_like(sigma)
+    return Coefficients(one, sigma, one, jnp.log(0.5 * sigma), jnp.zeros_like(sigma), -one)
+
+
+@dataclasses.dataclass(frozen=True)
+class IDDPMPreconditioner:
+  """Table 1, iDDPM: F estimates the noise, conditioned on the index M − 1 − j of the trained level u_j nearest to σ."""
+
+  num_levels: int = 1000  # M
+  c1: float = 0.001
+  c2: float = 0.008
+
+  def __call__(self, sigma):
+    levels = np.ascontiguousarray(times.iddpm_levels(self.num_levels, self.c1, self.c2)[:-1])
+    distances = jnp.abs(jnp.asarray(levels, sigma.dtype) - sigma[..., None])
+    c_noise = self.num_levels - 1 - jnp.argmin(distances, axis=-1)
+    return _noise_prediction(sigma, 1 / jnp.hypot(sigma, 1.0), c_noise.astype(sigma.dtype))
+
+
+def precondition(network: Callable[[Array, Array], Array], preconditioner: Preconditioner) -> Denoise:
+  """Wraps a raw network into a Denoise of the EDM process, equations (4) and (5).
+
+  Args:
+    network: F(c_in·x [B, H, W, C], c_noise [B]) -> [B, H, W, C].
+    preconditioner: the coefficients at a noise level.
+
+  Returns:
+    denoise(x, sigma) with sigma a scalar or [B] > 0. The network's input and output scalings are in x's precision
+    (float32 at least), whatever the network computes in.
+  """
+
+  def denoise(x, sigma):
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    sigma = jnp.broadcast_to(process_lib.as_time(sigma), x.shape[:1]).astype(x.dtype)
+    c = preconditioner(sigma)
+    c_skip, c_out, c_in, e_skip, e_out = (like(v, x) for v in (c.c_skip, c.c_out, c.c_in, c.e_skip, c.e_out))
+    f = network(c_in * x, c.c_noise).astype(x.dtype)
+    return Prediction(c_skip * x + c_out * f, e_skip * x + e_out * f)
+
+  return denoise

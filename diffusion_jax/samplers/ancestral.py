@@ -1,0 +1,164 @@
+"""Samplers made of transitions: any decreasing grid, one evaluation a step, noise added or not.
+
+    x_s = x_t + [m(ĉ, s) − m(ĉ, t)] + (√(σ_s² − η²) − σ_t)·ε̂ + η·z                      (1)
+    DDIM:       η² = 0;  η = eta·(DDPM's) for eta in [0, 1]                             (2)
+    DDPM:       η² = (σ_s/σ_t)²(σ_t² − (α_t/α_s)²σ_s²) = σ_s²(1 − r²),  r = α_tσ_s/(α_sσ_t)
+                √(σ_s² − η²) = σ_s·r                                                    (3)
+    Decoupled:  η² = (σ_s/σ_t)²(σ_t² − σ_s²),  √(σ_s² − η²) = σ_s²/σ_t                  (4)
+
+For a pair that agrees (x_t = m(ĉ, t) + σ_tε̂), (1) is the posterior of the method in its usual form; written as an
+increment it is also Algorithm 2 of Decoupled Diffusion Models, whose heads are independent. Sources: Ho et al. 2020,
+Song et al. 2021 (DDIM), Huang et al.
+"""
+
+import jax.numpy as jnp
+
+from diffusion_jax.process import Gaussian, Process
+from diffusion_jax.samplers import loop
+from diffusion_jax.types import Array, Denoise, Key, Prediction, normal
+
+
+def transition(process: Process, pred: Prediction, x: Array, t, s, root, eta=None, z: Array | None = None) -> Array:
+  """x_s by equation (1).
+
+  Args:
+    process: the process of x.
+    pred: estimates at (x, t).
+    x: x_t [B, ...].
+    t: time of x, scalar.
+    s: time to go to, scalar, 0 <= s < t.
+    root: √(σ_s² − η²), given in a form without cancellation.
+    eta: standard deviation η of the noise added; None adds none.
+    z: unit noise [B, ...], with eta.
+  """
+  x = x + (process.signal(pred.clean, s) - process.signal(pred.clean, t)) + (root - process.sigma(t)) * pred.eps
+  return x if eta is None else x + eta * z
+
+
+def _ratio(process: Gaussian, t, s):
+  """r of equation (3): the noise level at s over that at t; 0 at α_t = 0."""
+  return process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
+
+
+def _sample(denoise, process, x, grid, keys, trajectory, rule):
+  """Runs (1) over the grid; rule(t, s) -> (√(σ_s² − η²), η or None)."""
+  x, grid = loop.prepare(x, grid, keys)
+
+  def step(x, index, t, s):
+    root, eta = rule(t, s)
+    z = None if eta is None else normal(keys, index, x.shape[1:], x.dtype)
+    return transition(process, denoise(x, t), x, t, s, root, eta, z)
+
+  return loop.run(step, step, x, grid, trajectory)
+
+
+def _need_keys(name, keys):
+  if keys is None:
+    raise ValueError(f"{name} draws noise: keys must hold one PRNG key an image, got None")
+
+
+def ddim(
+  denoise: Denoise,
+  process: Gaussian,
+  x: Array,
+  grid: Array,
+  keys: Key | None = None,
+  *,
+  eta: float = 0.0,
+  trajectory: bool = False,
+):
+  """DDIM, equations (1) and (2): N evaluations; deterministic at eta = 0, DDPM's posterior at eta = 1.
+
+  Args:
+    denoise: the pair of estimates at (x, t).
+    process: the process of x and t.
+    x: state at grid[0], [B, H, W, C].
+    grid: [N+1] times of `process`, decreasing to 0.
+    keys: [B] PRNG keys, one an image; needed unless eta is 0.
+    eta: share of DDPM's noise, in [0, 1].
+    trajectory: also return the states at all grid values.
+
+  Returns:
+    x_0 [B, H, W, C]; with trajectory, (x_0, states [N+1, B, H, W, C]).
+
+  Raises:
+    ValueError: an argument has the wrong shape, the grid does not decrease to 0, or keys are missing.
+  """
+  deterministic = isinstance(eta, int | float) and eta == 0
+  if not deterministic:
+    _need_keys("ddim with eta > 0", keys)
+
+  def rule(t, s):
+    if deterministic:
+      return process.sigma(s), None
+    r = _ratio(process, t, s)
+    share = (1 - r) * (1 + r)  # 1 − r²
+    return process.sigma(s) * jnp.sqrt(1 - eta**2 * share), process.sigma(s) * eta * jnp.sqrt(share)
+
+  return _sample(denoise, process, x, grid, keys, trajectory, rule)
+
+
+def ddpm(
+  denoise: Denoise,
+  process: Gaussian,
+  x: Array,
+  grid: Array,
+  keys: Key,
+  *,
+  upper_variance: bool = False,
+  trajectory: bool = False,
+):
+  """Ancestral sampling of DDPM, equations (1) and (3), on any grid: N evaluations.
+
+  Args:
+    denoise: the pair of estimates at (x, t).
+    process: the process of x and t.
+    x: state at grid[0], [B, H, W, C].
+    grid: [N+1] times of `process`, decreasing to 0.
+    keys: [B] PRNG keys, one an image.
+    upper_variance: add noise of variance β = σ_t² − (α_t/α_s)²σ_s², the upper bound of Ho et al., to the same
+      posterior mean, in place of η²; no noise in the last step.
+    trajectory: also return the states at all grid values.
+
+  Returns:
+    x_0 [B, H, W, C]; with trajectory, (x_0, states [N+1, B, H, W, C]).
+
+  Raises:
+    ValueError: an argument has the wrong shape, the grid does not decrease to 0, or keys are missing.
+  """
+  _need_keys("ddpm", keys)
+
+  def rule(t, s):
+    r = _ratio(process, t, s)
+    scale = jnp.where(s > 0, process.sigma(t), 0) if upper_variance else process.sigma(s)
+    return process.sigma(s) * r, scale * jnp.sqrt((1 - r) * (1 + r))
+
+  return _sample(denoise, process, x, grid, keys, trajectory, rule)
+
+
+def decoupled(
+  denoise: Denoise, process: Process, x: Array, grid: Array, keys: Key, *, trajectory: bool = False
+):
+  """Algorithm 2 of Decoupled Diffusion Models, equations (1) and (4), on any grid: N evaluations.
+
+  Args:
+    denoise: the pair of estimates at (x, t).
+    process: the process of x and t.
+    x: state at grid[0], [B, H, W, C].
+    grid: [N+1] times of `process`, decreasing to 0.
+    keys: [B] PRNG keys, one an image.
+    trajectory: also return the states at all grid values.
+
+  Returns:
+    x_0 [B, H, W, C]; with trajectory, (x_0, states [N+1, B, H, W, C]).
+
+  Raises:
+    ValueError: an argument has the wrong shape, the grid does not decrease to 0, or keys are missing.
+  """
+  _need_keys("decoupled", keys)
+
+  def rule(t, s):
+    share = process.sigma(s) / process.sigma(t)
+    return process.sigma(s) * share, process.sigma(s) * jnp.sqrt((1 - share) * (1 + share))
+
+  return _sample(denoise, process, x, grid, keys, trajectory, rule)

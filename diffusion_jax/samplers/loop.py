@@ -1,0 +1,70 @@
+"""The loop that every sampler runs in: one scan over the grid, flat in memory, indifferent to padding."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array
+
+# step(x, index, t, s): the state at grid value s from the state at t; `index` counts the true steps from 0.
+Step = Callable[[Array, Array, Array, Array], Array]
+
+
+def prepare(x: Array, grid, keys=None) -> tuple[Array, Array | np.ndarray]:
+  """Checks a sampler's arguments and gives state and grid one floating-point type, float32 at least.
+
+  Raises:
+    ValueError: x is not a batch, the grid is not [n+1] with n >= 1, or (where its values are known before
+      compilation) it does not decrease to 0, or keys is not one key an image.
+  """
+  if jnp.ndim(x) < 2:
+    raise ValueError(f"x must be a batch of images [B, H, W, C], got shape {list(jnp.shape(x))}")
+  if jnp.ndim(grid) != 1 or len(grid) < 2:
+    raise ValueError(f"grid must be [n+1] with n >= 1, got shape {list(jnp.shape(grid))}")
+  if keys is not None and keys.shape[0] != x.shape[0]:
+    raise ValueError(f"keys must hold one key an image [{x.shape[0]}], got shape {list(keys.shape)}")
+  dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
+  if isinstance(grid, jax.core.Tracer):
+    return jnp.asarray(x, dtype), grid.astype(dtype)
+  grid = np.asarray(grid, dtype)  # stays on the host: its padding can be seen before compilation
+  if not (np.all(grid[:-1] > 0) and grid[-1] == 0 and np.all(np.diff(grid) <= 0) and np.isfinite(grid[0])):
+    raise ValueError(f"grid must decrease from a finite t to 0, got {grid}")
+  return jnp.asarray(x, dtype), grid
+
+
+def num_steps(grid) -> Array:
+  """True number of steps of a grid that may be padded by `times.pad`."""
+  return jnp.sum(grid[1:] != grid[:-1])
+
+
+def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False):
+  """Applies `step` between the grid's positive values by lax.scan, and `last` from the smallest of them to 0.
+
+  Repeated values (padding) cost nothing: a branch passes over their step.
+
+  Args:
+    step: for t -> s with s > 0.
+    last: for t -> 0.
+    x: state at grid[0], [B, ...].
+    grid: [n+1].
+    trajectory: return the states too.
+
+  Returns:
+    The state at 0 [B, ...]; with `trajectory`, also the states at all grid values [n+1, B, ...].
+  """
+  padded = isinstance(grid, jax.core.Tracer) or np.any(grid[1:-1] == grid[:-2])
+
+  def body(x, inputs):
+    index, t, s = inputs
+    if padded:
+      x = jax.lax.cond(s == t, lambda x: x, lambda x: step(x, index, t, s), x)
+    else:
+      x = step(x, index, t, s)
+    return x, x if trajectory else None
+
+  index = jnp.arange(len(grid) - 2)
+  x_min, states = jax.lax.scan(body, x, (index, jnp.asarray(grid[:-2]), jnp.asarray(grid[1:-1])))
+  x0 = last(x_min, num_steps(grid) - 1, jnp.asarray(grid[-2]), jnp.zeros((), grid.dtype))
+  return (x0, jnp.concatenate([x[None], states, x0[None]])) if trajectory else x0

@@ -1,0 +1,20 @@
+"""Tests run on eight virtual CPU devices, as the README's launch on eight GPUs would."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/oracle.py
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
