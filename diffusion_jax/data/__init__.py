@@ -1,0 +1,1 @@
+"""Data: sources of images, which examples make up a step, augmentation."""

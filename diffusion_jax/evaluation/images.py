@@ -1,0 +1,83 @@
+"""Images to look at: bytes, grids, PNG files."""
+
+import io
+import math
+
+import numpy as np
+from etils import epath
+
+GAP = 255  # white, between tiles and in place of missing ones
+
+
+def to_uint8(images) -> np.ndarray:
+  """Images in [−1, 1] as uint8 of the same shape: 127.5·x + 128, clipped to [0, 255] and truncated.
+
+  Raises:
+    ValueError: the images are not floating-point, or not all finite.
+  """
+  images = np.asarray(images)
+  if np.issubdtype(images.dtype, np.integer) or images.dtype == bool:
+    raise ValueError(f"images must be floating-point in [-1, 1], got {images.dtype}")
+  images = images.astype(np.float32)
+  if not np.isfinite(images).all():
+    raise ValueError(f"images must be finite, got {np.count_nonzero(~np.isfinite(images))} values that are not")
+  return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)
+
+
+def grid(images, columns: int | None = None, scale: int = 1) -> np.ndarray:
+  """Tiles images row by row, one pixel apart.
+
+  Args:
+    images: [N, H, W, C], uint8 or floating-point in [−1, 1].
+    columns: tiles in a row; ⌈√N⌉ by default.
+    scale: every pixel becomes scale × scale pixels; the gap stays one pixel wide.
+
+  Returns:
+    uint8 [rows·(scale·H + 1) − 1, columns·(scale·W + 1) − 1, C]; gaps and missing tiles are white.
+
+  Raises:
+    ValueError: wrong shape or type, columns or scale below 1, or values that are not finite.
+  """
+  images = np.asarray(images)
+  if images.ndim != 4 or not images.size:
+    raise ValueError(f"images must be [N, H, W, C] with N >= 1, got shape {list(images.shape)}")
+  columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+  for name, value in (("columns", columns), ("scale", scale)):
+    if value < 1:
+      raise ValueError(f"{name} must be >= 1, got {value}")
+  images = images if images.dtype == np.uint8 else to_uint8(images)
+  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+  n, h, w, c = images.shape
+  rows = -(-n // columns)
+  tiles = np.full((rows * columns, h + 1, w + 1, c), GAP, np.uint8)
+  tiles[:n, :h, :w] = images
+  tiles = tiles.reshape(rows, columns, h + 1, w + 1, c).swapaxes(1, 2)
+  return tiles.reshape(rows * (h + 1), columns * (w + 1), c)[:-1, :-1]
+
+
+def save_png(path, images, columns: int | None = None, scale: int = 1, overwrite: bool = False):
+  """Writes the grid of `images` [N, H, W, C], C = 1 or 3, to `path`, making its folder.
+
+  Args:
+    path: a string or path, local or of any file system that etils.epath knows.
+    images: as in `grid`.
+    columns: as in `grid`.
+    scale: as in `grid`.
+    overwrite: whether a file that exists may be replaced.
+
+  Raises:
+    ValueError: as `grid`, or C is neither 1 nor 3.
+    FileExistsError: the file exists and overwrite is False.
+  """
+  from PIL import Image
+
+  picture = grid(images, columns, scale)
+  if picture.shape[-1] not in (1, 3):
+    raise ValueError(f"images must have 1 or 3 channels to be saved, got {picture.shape[-1]}")
+  path = epath.Path(path)
+  if path.exists() and not overwrite:
+    raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+  data = io.BytesIO()
+  Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(data, format="PNG")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(data.getvalue())
