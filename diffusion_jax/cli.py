@@ -1,0 +1,106 @@
+"""The frame of the command-line programs: flags, config overrides, and one line with exit code 2 for a user's mistake."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.training.checkpoint import WorkdirError
+from diffusion_jax.training.loop import Diverged
+
+
+class UsageError(ValueError):
+  """A flag with a wrong value; the message is one line."""
+
+
+def run(main: Callable[[], None]):
+  """Parses the flags, runs main(), and ends the process: 0 done, 2 a user's mistake, 1 a run that diverged."""
+
+  def guarded(_):
+    try:
+      main()
+    except (UsageError, config_lib.ConfigError, WorkdirError) as error:
+      _end(error, 2)
+    except Diverged as error:
+      _end(error, 1)
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _end(error, code: int):
+  print(f"error: {error}", file=sys.stderr)
+  sys.exit(code)
+
+
+def _parse(argv):
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _end(str(error).splitlines()[0], 2)
+  except AttributeError:  # config_flags, for an override of a field that does not exist
+    _end(_unknown_override(argv), 2)
+  except (FileNotFoundError, ImportError) as error:
+    _end(f"--config cannot be read: {error}", 2)
+
+
+def _unknown_override(argv) -> str:
+  known = config_lib.flatten(config_lib.default())
+  for arg in argv[1:]:
+    name, _, value = arg.lstrip("-").partition("=")
+    if name.startswith("config.") and name.removeprefix("config.") not in known:
+      return str(config_lib.unknown_field(name.removeprefix("config."), value, known))
+  return "--config names a field that does not exist"
+
+
+def define_config():
+  """Defines --config=FILE with --config.field=value overrides; returns a function that gives the config."""
+  holder = config_flags.DEFINE_config_file("config", None, "Config file, for instance configs/edm_digits.py")
+
+  def get() -> ConfigDict:
+    if holder.value is None:
+      raise UsageError("--config is missing: give a file such as configs/edm_digits.py")
+    if not isinstance(holder.value, ConfigDict):
+      raise UsageError(f"--config={flags.FLAGS['config'].config_filename}: no such file, or it has no get_config()")
+    return holder.value
+
+  return get
+
+
+def seeds(text: str) -> list[int]:
+  """Reads "0-3,7" as [0, 1, 2, 3, 7].
+
+  Raises:
+    UsageError: it is not a list of numbers and ranges.
+  """
+  out = []
+  try:
+    for part in text.split(","):
+      first, dash, last = part.strip().partition("-")
+      numbers = range(int(first), int(last if dash else first) + 1)
+      if not numbers or numbers[-1] >= 2**32:
+        raise ValueError
+      out += numbers
+  except ValueError:
+    raise UsageError(f"--seeds={text}: expected numbers and ranges in [0, 2^32) such as 0-63,100") from None
+  return out
+
+
+def define_sampler():
+  """Defines a flag for every field of config.sampling; returns (config) -> the config with those given put in."""
+  default = config_lib.default().sampling
+  kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  holders = {
+    name: kinds[type(value)](name, None, f"config.sampling.{name}; the run's own by default.")
+    for name, value in default.items()
+  }
+
+  def override(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    for name, holder in holders.items():
+      if holder.value is not None:
+        config.sampling[name] = holder.value
+    return config
+
+  return override

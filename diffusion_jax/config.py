@@ -1,0 +1,180 @@
+"""The config: every field with its default, and the errors that a wrong one gives before anything compiles.
+
+A file under configs/ starts from `default()` and sets what its experiment needs; `check` compares a config with that
+tree. Errors name the field, its value, and what was expected.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+  """A config that cannot be run; its message is one line: the field, its value, what was expected."""
+
+
+def wrong(field: str, value, expected: str) -> ConfigError:
+  """The error of one field."""
+  return ConfigError(f"config.{field} = {value!r}: {expected}")
+
+
+def default() -> ConfigDict:
+  """Every field of a run; tuples and numbers keep the types given here."""
+  c = ConfigDict()
+  c.method = "edm"
+  c.seed = 0  # of everything: initialisation, order of the data, noise
+
+  c.data = ConfigDict()
+  c.data.name = "digits"
+  c.data.split = "train"
+  c.data.resolution = 8
+  c.data.channels = 1
+  c.data.num_classes = 10  # 0 trains without labels
+  c.data.flip = False  # mirror half of the images
+
+  c.network = ConfigDict()
+  c.network.arch = "ddpmpp"  # ddpmpp, ncsnpp, adm
+  c.network.channels = 128
+  c.network.channel_mult = (2, 2, 2)
+  c.network.num_blocks = 4
+  c.network.attention_resolutions = (16,)
+  c.network.dropout = 0.13
+  c.network.dtype = "float32"  # of products; parameters are float32
+  c.network.remat = False  # recompute activations in the backward pass
+
+  c.label_dropout = 0.0  # share of examples trained without their label, for classifier-free guidance
+
+  c.edm = ConfigDict()  # method "edm": a row of EDM's Table 1
+  c.edm.preconditioner = "edm"  # edm, vp, ve, iddpm
+  c.edm.sigma_data = 0.5
+  c.edm.noise = "lognormal"  # lognormal, log_uniform, vp, iddpm
+  c.edm.p_mean = -1.2
+  c.edm.p_std = 1.2
+  c.edm.weight = "edm"  # edm: (σ² + σ_data²)/(σσ_data)²; inverse_variance: 1/σ²
+
+  c.optimizer = ConfigDict()  # Adam
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.warmup_images = 10_000_000  # the rate rises linearly over this many images
+  c.optimizer.beta1 = 0.9
+  c.optimizer.beta2 = 0.999
+  c.optimizer.epsilon = 1e-8
+  c.optimizer.clip_norm = 0.0  # 0 does not clip
+
+  c.ema = ConfigDict()
+  c.ema.half_life_images = 500_000
+  c.ema.ramp_up = 0.05  # the half-life is at most this share of the images seen; 0 for no ramp
+
+  c.train = ConfigDict()
+  c.train.batch_size = 512  # over all devices of all hosts
+  c.train.num_steps = 390_625
+  c.train.accumulation = 1  # micro-batches an update
+  c.train.updates_per_call = 1  # updates a call of the compiled function
+  c.train.log_every = 100
+  c.train.checkpoint_every = 5_000
+  c.train.keep_checkpoints = 2
+  c.train.sample_every = 5_000  # PNG grid of fixed seeds
+  c.train.max_skipped = 20  # stop after this many non-finite updates in a row
+
+  c.sampling = ConfigDict()
+  c.sampling.sampler = "heun"
+  c.sampling.num_steps = 18
+  c.sampling.sigma_min = 0.002
+  c.sampling.sigma_max = 80.0
+  c.sampling.rho = 7.0
+  c.sampling.churn = 0.0  # S_churn, for euler and heun; with S_tmin, S_tmax, S_noise
+  c.sampling.s_min = 0.0
+  c.sampling.s_max = 1e6
+  c.sampling.s_noise = 1.0
+  c.sampling.eta = 0.0  # for ddim: 0 deterministic, 1 ancestral
+  c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
+  c.lock()
+  return c
+
+
+_POSITIVE = (
+  "data.resolution", "data.channels", "edm.sigma_data", "edm.p_std", "optimizer.learning_rate", "train.batch_size",
+  "train.num_steps", "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every",
+  "train.keep_checkpoints", "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.sigma_min",
+  "sampling.rho", "ema.half_life_images",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+  "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
+  "sampling.churn", "sampling.s_min", "sampling.eta",
+)  # fmt: skip
+
+
+def check(config: ConfigDict, device_count: int | None = None):
+  """Raises ConfigError for an unknown field, a wrong type, a value out of range, or an impossible combination.
+
+  Args:
+    config: what a get_config() returned, overrides applied.
+    device_count: number of devices that training will use, if it will.
+  """
+  known, given = flatten(default()), flatten(config)
+  for field, value in given.items():
+    if field not in known:
+      raise unknown_field(field, value, known)
+    _check_type(field, value, known[field])
+  for field in known:
+    if field not in given:
+      raise wrong(field, None, "the field is missing; start from diffusion_jax.config.default()")
+  for field in _POSITIVE:
+    if not given[field] > 0:
+      raise wrong(field, given[field], "must be positive")
+  for field in _NOT_NEGATIVE:
+    if not given[field] >= 0:
+      raise wrong(field, given[field], "must not be negative")
+  if not 0 <= config.label_dropout < 1:
+    raise wrong("label_dropout", config.label_dropout, "must be in [0, 1)")
+  sampling = config.sampling
+  if sampling.sigma_max < sampling.sigma_min:
+    raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
+  if sampling.churn and sampling.sampler not in ("euler", "heun"):
+    raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
+  if sampling.eta and sampling.sampler != "ddim":
+    raise wrong("sampling.eta", sampling.eta, f"must be 0 for the sampler {sampling.sampler}; ddim has an eta")
+  if sampling.guidance != 1 and not (config.data.num_classes and config.label_dropout):
+    raise wrong("sampling.guidance", sampling.guidance, "must be 1 for a run without classes and label_dropout")
+  train = config.train
+  for field in ("log_every", "checkpoint_every", "sample_every", "num_steps"):
+    if train[field] % train.updates_per_call:
+      raise wrong(f"train.{field}", train[field], f"must be a multiple of updates_per_call ({train.updates_per_call})")
+  if device_count and train.batch_size % (device_count * train.accumulation):
+    expected = f"must be a multiple of {device_count} devices × accumulation {train.accumulation}"
+    raise wrong("train.batch_size", train.batch_size, expected)
+
+
+def choose(field: str, value: str, choices):
+  """choices[value], or a ConfigError that names the nearest choice."""
+  if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, 1, 0.0)
+    raise wrong(field, value, f"expected one of {', '.join(choices)}" + (f"; nearest: {near[0]}" if near else ""))
+  return choices[value]
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
+  """{"train.batch_size": 64, …}: leaves by their dotted names."""
+  leaves = {}
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      leaves.update(flatten(value, f"{prefix}{name}."))
+    else:
+      leaves[prefix + name] = value
+  return leaves
+
+
+def unknown_field(field: str, value, known) -> ConfigError:
+  near = difflib.get_close_matches(field, known, 1, 0.0)
+  return wrong(field, value, "unknown field" + (f"; nearest: config.{near[0]}" if near else ""))
+
+
+def _check_type(field, value, example):
+  wanted = type(example)
+  fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+  if wanted is float:
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+  if wanted is tuple:
+    fits = isinstance(value, tuple) and all(isinstance(v, type(example[0])) for v in value)
+  if not fits:
+    name = f"tuple of {type(example[0]).__name__}" if wanted is tuple else wanted.__name__
+    raise wrong(field, value, f"expected {name}, got {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""Published checkpoints -> parameters. Nothing here needs PyTorch or runs code from a file."""

@@ -1,0 +1,69 @@
+"""What a method is, and the parts of a config that every method reads alike."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.nets import unet
+from diffusion_jax.process import Process
+from diffusion_jax.types import Array, Key
+
+_ARCHITECTURES = {"ddpmpp": unet.ddpmpp, "ncsnpp": unet.ncsnpp, "adm": unet.adm}
+
+
+class Method(NamedTuple):
+  """A paper's method: three pure functions, and the process that the third one's x and t belong to.
+
+  Attributes:
+    init: (key, example_batch) -> TrainState.
+    update: (state, batch, key) -> (state, metrics): one optimisation step; `batch` holds "image" [B, H, W, C],
+      "slot" [B] and, with classes, "label" [B].
+    denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}.
+    process: the forward process of denoise's x and t.
+    samplers: names of the samplers that serve the method, the default first.
+  """
+
+  init: Callable
+  update: Callable
+  denoise: Callable
+  process: Process
+  samplers: tuple[str, ...]
+
+
+def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:
+  """The U-Net of config.network with the given heads.
+
+  Raises:
+    ConfigError: the network cannot be built.
+  """
+  fields = {name: value for name, value in config.network.items() if name != "arch"}
+  make = config_lib.choose("network.arch", config.network.arch, _ARCHITECTURES)
+  try:
+    return make(
+      heads=heads,
+      decoders=decoders,
+      resolution=config.data.resolution,
+      num_classes=config.data.num_classes,
+      **fields,
+    )
+  except ValueError as error:
+    raise config_lib.ConfigError(f"config.{error}".replace("network.resolution", "data.resolution")) from None
+
+
+def images_of(batch, keys: Key, flip: bool) -> Array:
+  """A batch's images [B, H, W, C] in [−1, 1], float32; half of them mirrored if `flip`, by each example's key."""
+  images = batch["image"]
+  if images.dtype == jnp.uint8:
+    images = images.astype(jnp.float32) / 127.5 - 1
+  if flip:
+    mirror = jax.vmap(jax.random.bernoulli)(keys)
+    images = jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+  return images
+
+
+def one_hot(label: Array | None, num_classes: int) -> Array | None:
+  """Labels [B] as [B, num_classes]; -1 is no label, zeros. None stays None."""
+  return None if label is None or not num_classes else jax.nn.one_hot(label, num_classes)

@@ -1,0 +1,189 @@
+"""Layers of the convolutional networks: linear maps, group normalisation, resampling, attention, dropout.
+
+Images are [B, H, W, C]. Parameters are float32 always; `dtype` is what products are computed in.
+"""
+
+import dataclasses
+import math
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """A law of initial weights: uniform or normal with variance gain²/fan.
+
+  Attributes:
+    gain: multiplies the standard deviation; 0 gives zeros.
+    fan: "fan_avg" (Xavier), "fan_in" (Kaiming), or "one": a variance of gain² whatever the fan.
+    bias: whether biases follow the weights' law (their fan_in), or are zero.
+  """
+
+  gain: float = 1.0
+  fan: str = "fan_avg"
+  bias: bool = False
+
+  def kernel(self, key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Weights of `shape` [..., in, out]."""
+    if self.gain == 0:
+      return jnp.zeros(shape, dtype)
+    if self.fan == "one":
+      return self.gain * jax.random.normal(key, shape, dtype)
+    return nn.initializers.variance_scaling(self.gain**2, self.fan, "uniform")(key, shape, dtype)
+
+  def offset(self, fan_in: int):
+    """Initialiser of a bias [out]: U(±gain·√(3/fan_in)), or zeros."""
+    bound = self.gain * math.sqrt(3 / fan_in) if self.bias else 0.0
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound) if bound else jnp.zeros(shape)
+
+
+class Linear(nn.Module):
+  """Linear map of the last axis, [..., in] -> [..., features]; on images it is a 1×1 convolution."""
+
+  features: int
+  init_law: Init = Init()
+  use_bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    fan_in = x.shape[-1]
+    kernel = self.param("kernel", self.init_law.kernel, (fan_in, self.features))
+    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    if self.use_bias:
+      y += self.param("bias", self.init_law.offset(fan_in), (self.features,)).astype(self.dtype)
+    return y
+
+
+class Conv(nn.Module):
+  """3×3 convolution with stride 1 and `padding` zeros on each side."""
+
+  features: int
+  init_law: Init = Init()
+  padding: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (3, 3, x.shape[-1], self.features)
+    kernel = self.param("kernel", self.init_law.kernel, shape)
+    bias = self.param("bias", self.init_law.offset(math.prod(shape[:3])), (self.features,))
+    y = jax.lax.conv_general_dilated(
+      x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), [(self.padding, self.padding)] * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    return y + bias.astype(self.dtype)
+
+
+def num_groups(channels: int) -> int:
+  """Groups of a GroupNorm over `channels`: at least four channels each, at most 32 groups."""
+  return min(32, channels // 4)
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation in float32; returns float32 whatever the input's type."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    channels = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    x = x.astype(jnp.float32)
+    # Both moments per channel in one pass over x; a pivot near the mean keeps E[d²] − E[d]² free of cancellation.
+    pivot = jax.lax.stop_gradient(x[:, x.shape[1] // 2, None, x.shape[2] // 2, None])
+    shifted = x - pivot
+    mean = shifted.mean((1, 2), keepdims=True)
+    within = jnp.maximum(jnp.square(shifted).mean((1, 2), keepdims=True) - jnp.square(mean), 0)
+    mean += pivot
+    grouped = mean.reshape(x.shape[0], num_groups(channels), -1)
+    center = grouped.mean(2, keepdims=True)
+    variance = (within.reshape(grouped.shape) + jnp.square(grouped - center)).mean(2, keepdims=True)
+    spread = lambda v: jnp.broadcast_to(v, grouped.shape).reshape(mean.shape)
+    return (x - spread(center)) * (spread(jax.lax.rsqrt(variance + self.eps)) * scale) + bias
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+  """Softmax attention over positions, softmax in float32: [B, N, heads, c] three times -> [B, N, heads, c]."""
+  logits = jnp.einsum("bqhc,bkhc->bhqk", q, k / math.sqrt(k.shape[-1]), preferred_element_type=jnp.float32)
+  return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits).astype(v.dtype), v)
+
+
+def downsample(x: Array, taps: tuple[float, ...], padding: int | None = None) -> Array:
+  """Halves H and W with the separable filter taps/Σtaps: y[i] = Σ_k f_k·x[2i + k − padding], zeros outside."""
+  padding = (len(taps) - 1) // 2 if padding is None else padding
+  if taps == (1, 1) and padding == 0 and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+  for axis in (1, 2):
+    size = (x.shape[axis] + 2 * padding - len(taps)) // 2 + 1
+    x = _pad(x, axis, padding)
+    taken = [jax.lax.slice_in_dim(x, k, k + 2 * size - 1, stride=2, axis=axis) for k in range(len(taps))]
+    x = sum(tap / sum(taps) * part for tap, part in zip(taps, taken))
+  return x
+
+
+def upsample(x: Array, taps: tuple[float, ...]) -> Array:
+  """Doubles H and W with 2·taps/Σtaps on each axis: y[i] = Σ_j f_{i + padding − 2j}·x[j], zeros outside."""
+  if taps == (1, 1):
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+  padding, reach = (len(taps) - 1) // 2, len(taps) // 2
+  for axis in (1, 2):
+    size, padded, phases = x.shape[axis], _pad(x, axis, reach), []
+    for phase in (0, 1):  # y[2i + phase] meets the taps k of one parity, at j = i + (phase + padding − k)/2
+      ks = range((phase + padding) % 2, len(taps), 2)
+      starts = [reach + (phase + padding - k) // 2 for k in ks]
+      parts = [jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in starts]
+      phases.append(sum(2 * taps[k] / sum(taps) * part for k, part in zip(ks, parts)))
+    shape = list(x.shape)
+    shape[axis] = 2 * size
+    x = jnp.stack(phases, axis + 1).reshape(shape)
+  return x
+
+
+def _pad(x: Array, axis: int, padding: int) -> Array:
+  return jnp.pad(x, [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)])
+
+
+def dropout(x: Array, rate: float, keys: Key | None, path: tuple[str, ...]) -> Array:
+  """Zeroes elements with probability `rate` and scales the rest by 1/(1 − rate); the identity if keys is None.
+
+  x is [B, ..., C] with C even. The mask of example i depends on keys[i] and the layer's path alone, so it is the same
+  however a batch is split.
+  """
+  if keys is None or rate == 0:
+    return x
+  layer = np.uint32(zlib.crc32("/".join(path).encode()))
+  threshold = round(rate * 2**16)  # 16 random bits an element: half the work of 32, the rate right to 2⁻¹⁷
+  pairs = (*x.shape[1:-1], x.shape[-1] // 2)
+  bits = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, layer), pairs, jnp.uint32))(keys)
+  keep = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(x.shape) >= threshold
+  return jnp.where(keep, x * (2**16 / (2**16 - threshold)), 0)
+
+
+def positional_embedding(x: Array, channels: int, endpoint: bool) -> Array:
+  """[B] -> [B, channels], cosines then sines at 10000^(−i/(half − endpoint)), i < half = channels/2."""
+  half = channels // 2
+  freqs = np.float32(1 / 10000) ** (np.arange(half, dtype=np.float32) / np.float32(half - endpoint))
+  angles = x[:, None] * freqs
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], 1)
+
+
+def fourier_embedding(x: Array, freqs: tuple[float, ...]) -> Array:
+  """[B] -> [B, 2·len(freqs)], cosines then sines of 2π·freqs·x."""
+  angles = x[:, None] * (np.float32(2 * np.pi) * np.asarray(freqs, np.float32))
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], 1)
+
+
+def fourier_freqs(half: int) -> tuple[float, ...]:
+  """The fixed frequencies of a Fourier embedding, N(0, 16²): one draw for every network, never trained."""
+  return tuple(float(f) for f in (16 * np.random.default_rng(0).standard_normal(half)).astype(np.float32))

@@ -1,0 +1,425 @@
+"""One U-Net: DDPM++, NCSN++ and ADM are settings of it; a second decoder and named heads serve every method.
+
+    emb = silu(L_1 silu(L_0 embed(c_noise)))                      plus labels and augmentation, where the style says
+    h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x) + affine(emb)))                        Song et al. 2021   (1)
+    h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x))·(1 + scale(emb)) + shift(emb))        ADM                (2)
+    y   = (skip(x) + h)·skip_scale;   y = (y + proj attention(qkv norm_2 y))·skip_scale where a block attends     (3)
+
+The network knows nothing of diffusion: its input is already scaled, c_noise is any number an image, and heads are
+channels with names. Submodules have the names of the published state dicts ("enc.16x16_block0" is enc_16x16_block0).
+Sources: Karras et al. 2022 (Appendix F), Song et al. 2021, Dhariwal and Nichol 2021.
+"""
+
+import dataclasses
+import difflib
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.nets import layers
+from diffusion_jax.nets.layers import Conv, GroupNorm, Init, Linear
+from diffusion_jax.types import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockStyle:
+  """What differs between the blocks of Song et al. and those of ADM.
+
+  Attributes:
+    scale_shift: the embedding scales and shifts the normalised activations (2), or is added before it (1).
+    skip_scale: multiplies every residual sum (3).
+    eps: of every GroupNorm.
+    project_resampled: up- and downsampling blocks always project their skip, not only where channels change.
+    head_channels: channels of an attention head; None is a single head.
+    attend_every_block: decoder blocks at an attention resolution all attend, or the last one alone.
+    endpoint: the positional frequencies run to exactly 1/10000.
+    sines_first: the noise embedding is [sin, cos] rather than [cos, sin].
+    late_labels: labels are added after the second linear map, without bias, or to the noise embedding, with one.
+    plain_output: the standard decoder's output layers are named out_norm and out_conv, without a resolution.
+    init: weights; init_zero: second convolutions, projections, outputs; init_qkv: queries, keys and values.
+    init_label: map of labels; init_augment: map of augmentation labels.
+  """
+
+  scale_shift: bool
+  skip_scale: float
+  eps: float
+  project_resampled: bool
+  head_channels: int | None
+  attend_every_block: bool
+  endpoint: bool
+  sines_first: bool
+  late_labels: bool
+  plain_output: bool
+  init: Init
+  init_zero: Init
+  init_qkv: Init
+  init_label: Init
+  init_augment: Init
+
+
+SONG = BlockStyle(
+  scale_shift=False, skip_scale=math.sqrt(0.5), eps=1e-6, project_resampled=True, head_channels=None,
+  attend_every_block=False, endpoint=True, sines_first=True, late_labels=False, plain_output=False,
+  init=Init(), init_zero=Init(1e-5), init_qkv=Init(math.sqrt(0.2)), init_label=Init(), init_augment=Init(),
+)  # fmt: skip
+
+_UNIT = Init(math.sqrt(1 / 3), "fan_in", bias=True)  # U(±√(1/fan_in))
+ADM = BlockStyle(
+  scale_shift=True, skip_scale=1.0, eps=1e-5, project_resampled=False, head_channels=64,
+  attend_every_block=True, endpoint=False, sines_first=False, late_labels=True, plain_output=True,
+  init=_UNIT, init_zero=Init(0.0), init_qkv=_UNIT, init_label=Init(1.0, "one"), init_augment=Init(0.0),
+)  # fmt: skip
+
+
+class Block(nn.Module):
+  """Residual block with an optional change of resolution and optional attention, equations (1)-(3)."""
+
+  features: int
+  style: BlockStyle
+  attend: bool = False
+  resample: str | None = None  # "up", "down"
+  resample_filter: tuple[float, ...] = (1, 1)
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, emb: Array, dropout_keys: Key | None = None) -> Array:
+    style, dtype = self.style, self.dtype
+    norm = lambda name: GroupNorm(style.eps, name=name)
+
+    h = self._resampled(nn.silu(norm("norm0")(x)).astype(dtype))
+    h = Conv(self.features, style.init, dtype=dtype, name="conv0")(h)
+    affine = Linear(self.features * (1 + style.scale_shift), style.init, dtype=dtype, name="affine")(emb)
+    affine = affine.astype(jnp.float32)[:, None, None, :]
+    if style.scale_shift:
+      scale, shift = jnp.split(affine, 2, -1)
+      h = nn.silu(norm("norm1")(h) * (1 + scale) + shift)
+    else:
+      h = nn.silu(norm("norm1")(h + affine))
+    h = layers.dropout(h, self.dropout, dropout_keys, self.path).astype(dtype)
+    h = Conv(self.features, style.init_zero, dtype=dtype, name="conv1")(h)
+
+    skip = self._resampled(x)
+    if x.shape[-1] != self.features or (self.resample and style.project_resampled):
+      skip = Linear(self.features, style.init, dtype=dtype, name="skip")(skip)
+    x = (skip + h) * style.skip_scale
+    return (x + self._attention(norm("norm2")(x).astype(dtype))) * style.skip_scale if self.attend else x
+
+  def _resampled(self, x: Array) -> Array:
+    if self.resample == "down":
+      return layers.downsample(x, self.resample_filter)
+    return layers.upsample(x, self.resample_filter) if self.resample == "up" else x
+
+  def _attention(self, x: Array) -> Array:
+    """Channels of qkv are ordered (head, channel, {q, k, v})."""
+    batch, height, width, channels = x.shape
+    head = self.style.head_channels or channels
+    qkv = Linear(3 * channels, self.style.init_qkv, dtype=self.dtype, name="qkv")(x)
+    qkv = qkv.reshape(batch, height * width, channels // head, head, 3)
+    y = layers.attention(qkv[..., 0], qkv[..., 1], qkv[..., 2]).reshape(x.shape)
+    return Linear(channels, self.style.init_zero, dtype=self.dtype, name="proj")(y)
+
+
+class UNet(nn.Module):
+  """U-Net over square images with named heads.
+
+  Attributes:
+    heads: pairs (name, channels). One decoder's output channels are split among them in order.
+    decoders: 1, or len(heads): each head then has a complete decoder of its own over the shared encoder.
+    resolution: height and width of the images.
+    channels: base width; level i has channels·channel_mult[i] at resolution/2^i.
+    num_blocks: blocks an encoder level; a decoder level has one more.
+    attention_resolutions: resolutions at which blocks attend (the first bottleneck block always does).
+    dropout: probability of zeroing an activation, where the call is given dropout_keys.
+    num_classes: width of one-hot labels, 0 for none.
+    augment_dim: width of augmentation labels, 0 for none.
+    block: SONG or ADM, or a BlockStyle of your own.
+    embedding: of c_noise, "positional" or "fourier".
+    embedding_mult: the embedding has channels·embedding_mult numbers.
+    encoder: "standard"; "skip" adds the downsampled image to every level; "residual" passes it through convolutions.
+    decoder: "standard"; "skip" sums an output from every level.
+    resample_filter: taps of the separable filter of every change of resolution, an even number of them.
+    freqs: frequencies of a Fourier embedding; None is the fixed draw that every network of this width shares. They
+      are a constant of the architecture, not parameters: nothing trains, decays, averages or counts them.
+    dtype: float32, bfloat16 or float16 for products; statistics, softmax, output layers, parameters stay float32.
+    remat: recompute blocks in the backward pass rather than storing their activations.
+  """
+
+  heads: tuple[tuple[str, int], ...] = (("out", 3),)
+  decoders: int = 1
+  resolution: int = 32
+  channels: int = 128
+  channel_mult: tuple[int, ...] = (2, 2, 2)
+  num_blocks: int = 4
+  attention_resolutions: tuple[int, ...] = (16,)
+  dropout: float = 0.0
+  num_classes: int = 0
+  augment_dim: int = 0
+  block: BlockStyle = SONG
+  embedding: str = "positional"
+  embedding_mult: int = 1
+  encoder: str = "standard"
+  decoder: str = "standard"
+  resample_filter: tuple[float, ...] = (1, 1)
+  freqs: tuple[float, ...] | None = None
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  def __post_init__(self):
+    for name in ("heads", "channel_mult", "attention_resolutions", "resample_filter", "freqs"):
+      object.__setattr__(self, name, _frozen(getattr(self, name)))
+    self.validate()
+    super().__post_init__()
+
+  def validate(self):
+    """Raises ValueError for a network that cannot be built: one line with the field, its value, what was expected."""
+    check(self)
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    c_noise: Array,
+    labels: Array | None = None,
+    augment: Array | None = None,
+    dropout_keys: Key | None = None,
+  ) -> dict[str, Array]:
+    """Evaluates the network.
+
+    Args:
+      x: images [B, resolution, resolution, C], already scaled.
+      c_noise: [B] or a scalar, what the noise embedding sees.
+      labels: [B, num_classes] one-hot; zeros, or None, is no label.
+      augment: [B, augment_dim] augmentation labels; zeros, or None, is no augmentation.
+      dropout_keys: [B] PRNG keys, one an image; None turns dropout off.
+
+    Returns:
+      {head: [B, resolution, resolution, channels of the head]} in float32.
+
+    Raises:
+      ValueError: an argument has the wrong shape.
+    """
+    batch = jnp.shape(x)[0] if jnp.ndim(x) else 0
+    if jnp.shape(x)[:3] != (batch, self.resolution, self.resolution) or jnp.ndim(x) != 4:
+      raise ValueError(f"x must be [B, {self.resolution}, {self.resolution}, C], got shape {list(jnp.shape(x))}")
+    if jnp.shape(c_noise) not in ((), (1,), (batch,)):
+      raise ValueError(f"c_noise must be a scalar or [{batch}], got shape {list(jnp.shape(c_noise))}")
+    if dropout_keys is not None and jnp.shape(dropout_keys) != (batch,):
+      raise ValueError(f"dropout_keys must be [{batch}] typed keys, got shape {list(jnp.shape(dropout_keys))}")
+    c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
+    labels = _vectors("labels", labels, batch, self.num_classes)
+    augment = _vectors("augment", augment, batch, self.augment_dim)
+
+    emb = self._embed(c_noise, labels, augment).astype(self.dtype)
+    skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys)
+    if self.decoders > 1:
+      return {name: self._decode(skips, emb, dropout_keys, width, f"{name}_") for name, width in self.heads}
+    out = self._decode(skips, emb, dropout_keys, sum(width for _, width in self.heads))
+    heads, start = {}, 0
+    for name, width in self.heads:
+      heads[name] = out[..., start : start + width]
+      start += width
+    return heads
+
+  def _embed(self, c_noise: Array, labels: Array | None, augment: Array | None) -> Array:
+    style, width = self.block, self.channels * self.embedding_mult
+    if self.embedding == "fourier":
+      emb = layers.fourier_embedding(c_noise, self.freqs or layers.fourier_freqs(width // 2))
+    else:
+      emb = layers.positional_embedding(c_noise, width, style.endpoint)
+    if style.sines_first:
+      emb = jnp.roll(emb, width // 2, axis=1)
+    if labels is not None and not style.late_labels:  # √classes gives a one-hot vector unit mean square
+      emb += Linear(width, style.init_label, name="map_label")(labels * math.sqrt(self.num_classes))
+    if augment is not None:
+      emb += Linear(width, style.init_augment, use_bias=False, name="map_augment")(augment)
+    emb = nn.silu(Linear(4 * self.channels, style.init, name="map_layer0")(emb))
+    emb = Linear(4 * self.channels, style.init, name="map_layer1")(emb)
+    if labels is not None and style.late_labels:
+      emb += Linear(4 * self.channels, style.init_label, use_bias=False, name="map_label")(labels)
+    return nn.silu(emb)
+
+  def _encode(self, x: Array, emb: Array, keys: Key | None) -> list[Array]:
+    """Every encoder output, the lowest last."""
+    skips, aux = [], x
+    for level, mult in enumerate(self.channel_mult):
+      size = self.resolution >> level
+      name = f"enc_{size}x{size}"
+      if level == 0:
+        x = Conv(self.channels, self.block.init, dtype=self.dtype, name=f"{name}_conv")(x)
+      else:
+        x = self._block(x.shape[-1], f"{name}_down", resample="down")(x, emb, keys)
+        if self.encoder == "skip":
+          aux = layers.downsample(aux, self.resample_filter)
+          x += Linear(x.shape[-1], self.block.init, dtype=self.dtype, name=f"{name}_aux_skip")(aux)
+        elif self.encoder == "residual":  # the filter's own padding is taken by the convolution, on the wider image
+          padding = 1 + (len(self.resample_filter) - 1) // 2
+          wide = Conv(x.shape[-1], self.block.init, padding, self.dtype, name=f"{name}_aux_residual")(aux)
+          x = aux = (x + layers.downsample(wide, self.resample_filter, padding=0)) * math.sqrt(0.5)
+      skips.append(x)
+      for i in range(self.num_blocks):
+        attend = size in self.attention_resolutions
+        x = self._block(self.channels * mult, f"{name}_block{i}", attend=attend)(x, emb, keys)
+        skips.append(x)
+    return skips
+
+  def _decode(self, skips: list[Array], emb: Array, keys: Key | None, width: int, head: str = "") -> Array:
+    """One decoder, [B, H, W, width] in float32; `head` tells its names from another decoder's."""
+    skips, lowest, out = list(skips), len(self.channel_mult) - 1, None
+    x = skips[-1]
+    for level in range(lowest, -1, -1):
+      size = self.resolution >> level
+      name = f"dec_{head}{size}x{size}"
+      if level == lowest:
+        x = self._block(x.shape[-1], f"{name}_in0", attend=True)(x, emb, keys)
+        x = self._block(x.shape[-1], f"{name}_in1")(x, emb, keys)
+      else:
+        x = self._block(x.shape[-1], f"{name}_up", resample="up")(x, emb, keys)
+      for i in range(self.num_blocks + 1):
+        last = i == self.num_blocks
+        attend = size in self.attention_resolutions and (last or self.block.attend_every_block)
+        x = jnp.concatenate([x, skips.pop()], -1)
+        x = self._block(self.channels * self.channel_mult[level], f"{name}_block{i}", attend=attend)(x, emb, keys)
+      if level == 0 or self.decoder == "skip":
+        plain = self.block.plain_output and self.decoder == "standard"
+        name = f"out_{head}".removesuffix("_") if plain else f"{name}_aux"
+        y = nn.silu(GroupNorm(self.block.eps, name=f"{name}_norm")(x))
+        y = Conv(width, self.block.init_zero, name=f"{name}_conv")(y)
+        out = y if out is None else y + layers.upsample(out, self.resample_filter)
+    return out
+
+  def _block(self, features: int, name: str, **kwargs) -> nn.Module:
+    make = nn.remat(Block) if self.remat else Block
+    return make(
+      features, self.block, resample_filter=self.resample_filter, dropout=self.dropout, dtype=self.dtype, name=name,
+      **kwargs,
+    )  # fmt: skip
+
+
+def _frozen(value):
+  """Lists, as JSON and YAML have them, become tuples: a network is hashable."""
+  return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _vectors(name: str, value: Array | None, batch: int, width: int) -> Array | None:
+  """`value` as float32 [B, width], zeros for None; None if the network has no such input."""
+  if value is not None and jnp.shape(value) != (batch, width):
+    expected = f"[{batch}, {width}]" if width else "None for this network"
+    raise ValueError(f"{name} must be {expected}, got shape {list(jnp.shape(value))}")
+  if not width:
+    return None
+  return jnp.zeros((batch, width)) if value is None else jnp.asarray(value, jnp.float32)
+
+
+_CHOICES = {
+  "embedding": ("positional", "fourier"),
+  "encoder": ("standard", "skip", "residual"),
+  "decoder": ("standard", "skip"),
+}
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check(network: UNet):
+  """Raises ValueError if `network` cannot be built; the message is one line: network.<field>, value, expectation."""
+  resolution, channels, mults = network.resolution, network.channels, network.channel_mult
+  whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
+  for name in ("resolution", "channels", "num_blocks", "embedding_mult", "decoders"):
+    _expect(network, name, whole(getattr(network, name)) and getattr(network, name) > 0, "a positive integer")
+  for name in ("num_classes", "augment_dim"):
+    _expect(network, name, whole(getattr(network, name)) and getattr(network, name) >= 0, "an integer of at least 0")
+  positive = isinstance(mults, tuple) and mults and all(whole(m) and m > 0 for m in mults)
+  _expect(network, "channel_mult", positive, "a tuple of positive integers, one a level")
+  wanted = network.attention_resolutions
+  _expect(network, "attention_resolutions", isinstance(wanted, tuple), "a tuple of resolutions")
+  for name, choices in _CHOICES.items():
+    value = getattr(network, name)
+    _expect(network, name, value in choices, f"one of {', '.join(choices)}{_nearest(value, choices)}")
+  try:
+    dtype = jnp.dtype(network.dtype).name
+  except TypeError:
+    dtype = str(network.dtype)
+  _expect(network, "dtype", dtype in _DTYPES, f"one of {', '.join(_DTYPES)}{_nearest(dtype, _DTYPES)}")
+  _expect(network, "block", isinstance(network.block, BlockStyle), "a BlockStyle such as unet.SONG or unet.ADM")
+  rate = network.dropout
+  _expect(network, "dropout", isinstance(rate, (int, float)) and 0 <= rate < 1, "a probability in [0, 1)")
+  pair = lambda h: isinstance(h, tuple) and len(h) == 2 and isinstance(h[0], str) and whole(h[1]) and h[1] > 0
+  valid = isinstance(network.heads, tuple) and network.heads and all(pair(head) for head in network.heads)
+  names = [name for name, _ in network.heads] if valid else []
+  valid = names and len(set(names)) == len(names)
+  _expect(network, "heads", valid, "pairs (name, channels) with different names and positive channels")
+  _expect(network, "decoders", network.decoders in (1, len(names)), f"1, or one for each of the {len(names)} heads")
+  taps = network.resample_filter
+  even = isinstance(taps, tuple) and len(taps) % 2 == 0 and sum(taps) != 0
+  _expect(network, "resample_filter", even, "a tuple of an even number of taps, sum not 0")
+
+  steps = 2 ** (len(mults) - 1)
+  _expect(network, "resolution", resolution % steps == 0, f"a multiple of {steps}, for {len(mults)} levels")
+  sizes = [resolution >> level for level in range(len(mults))]
+  for size in wanted:
+    _expect(network, "attention_resolutions", size in sizes, f"only resolutions that occur: {sizes}")
+  half = channels * network.embedding_mult / 2
+  _expect(network, "channels", half % 1 == 0 and half > 1, "an even number of at least 4")
+  if network.freqs is not None:
+    _expect(network, "freqs", len(network.freqs) == half, f"None or {half:g} numbers")
+
+  for width in sorted(_widths(network)):
+    groups = layers.num_groups(width)
+    fits = groups > 0 and width % groups == 0
+    _expect(network, "channels", fits, f"a value for which the {groups} GroupNorm groups divide {width} channels")
+  head = network.block.head_channels
+  attending = {channels * mult for size, mult in zip(sizes, mults) if size in wanted}
+  for width in sorted(attending | {channels * mults[-1]}):
+    _expect(network, "channels", not head or width % head == 0, f"{width} channels in heads of {head}, no remainder")
+
+
+def _widths(network: UNet) -> set[int]:
+  """Every number of channels that a GroupNorm of the network meets."""
+  widths = [network.channels * mult for mult in network.channel_mult]
+  skips = [network.channels]
+  for level, width in enumerate(widths):
+    skips += ([widths[level - 1]] if level else []) + [width] * network.num_blocks
+  met, x = {*skips, *widths}, widths[-1]
+  for width in reversed(widths):
+    for _ in range(network.num_blocks + 1):
+      met.add(x + skips.pop())
+      x = width
+  return met
+
+
+def _expect(network: UNet, name: str, holds: bool, expected: str):
+  if not holds:
+    raise ValueError(f"network.{name} = {getattr(network, name)!r}: expected {expected}")
+
+
+def _nearest(value, choices) -> str:
+  near = difflib.get_close_matches(str(value), choices, 1, 0.0)
+  return f" (nearest: {near[0]})" if near else ""
+
+
+def _preset(defaults: dict, overrides: dict) -> UNet:
+  fields = [f.name for f in dataclasses.fields(UNet) if f.name not in ("parent", "name")]
+  for name in overrides:
+    if name not in fields:
+      raise ValueError(f"network.{name}: no such field{_nearest(name, fields)}")
+  return UNet(**{**defaults, **overrides})
+
+
+def ddpmpp(**kwargs) -> UNet:
+  """DDPM++ as Karras et al. 2022 train it on CIFAR-10: 128 × (2, 2, 2), 55.7M parameters; kwargs override fields."""
+  return _preset({}, kwargs)
+
+
+def ncsnpp(**kwargs) -> UNet:
+  """NCSN++ with its residual input path and [1, 3, 3, 1] filter, 56.4M parameters on CIFAR-10."""
+  taps = (1, 3, 3, 1)
+  return _preset(dict(embedding="fourier", embedding_mult=2, encoder="residual", resample_filter=taps), kwargs)
+
+
+def adm(**kwargs) -> UNet:
+  """ADM as Karras et al. 2022 train it on ImageNet-64: 192 × (1, 2, 3, 4), 295.9M parameters with 1000 classes."""
+  defaults = dict(
+    block=ADM, resolution=64, channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3, attention_resolutions=(32, 16, 8),
+    dropout=0.1,
+  )  # fmt: skip
+  return _preset(defaults, kwargs)

@@ -1,0 +1,148 @@
+"""Checkpoints: atomic, asynchronous, kept by count, each with the config that made it."""
+
+import json
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import methods
+from diffusion_jax.training import state as state_lib
+from diffusion_jax.training.state import TrainState
+
+
+class WorkdirError(ValueError):
+  """A workdir that cannot serve; its message is one line."""
+
+
+class Checkpoints:
+  """The checkpoints of one workdir, under workdir/checkpoints."""
+
+  def __init__(self, workdir, keep: int | None = None):
+    self._manager = ocp.CheckpointManager(
+      epath.Path(workdir).resolve() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep)
+    )
+
+  def latest_step(self) -> int | None:
+    """The newest complete checkpoint's step."""
+    return self._manager.latest_step()
+
+  def save(self, state: TrainState):
+    """Starts to write an unreplicated state under its own step; returns before it is on disk."""
+    step = int(state.step)
+    if step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.StandardSave(state))
+
+  def restore(self, template: TrainState, step: int | None = None) -> TrainState:
+    """The newest checkpoint that can be read, or that of `step`; one that cannot is passed over with a warning.
+
+    Args:
+      template: a state of the same structure, shapes and types; placed where the result shall lie.
+      step: which one; then no other will do.
+
+    Raises:
+      WorkdirError: there is none.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if step is not None:
+      if step not in steps:
+        raise WorkdirError(f"{self._manager.directory} has no checkpoint of step {step}, only {steps[::-1]}")
+      steps = [step]
+    for candidate in steps:
+      try:
+        return self._manager.restore(candidate, args=ocp.args.StandardRestore(template))
+      except Exception as error:  # whatever a damaged file raises inside the reader
+        logging.warning("checkpoint %s is damaged and passed over: %s", self._manager.directory / str(candidate), error)
+    raise WorkdirError(f"{self._manager.directory} holds no checkpoint that can be read")
+
+  def close(self):
+    """Waits for writes to end."""
+    self._manager.close()
+
+
+def write_config(workdir, config: ConfigDict):
+  """Writes workdir/config.json, through a temporary file."""
+  workdir = epath.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary = workdir / "config.json.tmp"
+  temporary.write_text(json.dumps(config_lib.flatten(config), indent=1) + "\n")
+  temporary.replace(workdir / "config.json")
+
+
+def read_config(workdir) -> ConfigDict:
+  """The config of a run.
+
+  Raises:
+    WorkdirError: the workdir holds no run, or its config cannot be read.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    raise WorkdirError(f"--workdir={workdir}: no run here, config.json is missing")
+  config = config_lib.default()
+  try:
+    for field, value in json.loads(path.read_text()).items():
+      config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+  except (KeyError, TypeError, ValueError) as error:
+    raise WorkdirError(f"{path} cannot be read: {error}") from None
+  return config
+
+
+def check_workdir(workdir, config: ConfigDict):
+  """Raises WorkdirError if the workdir holds the run of another config; train.num_steps may differ."""
+  if not (epath.Path(workdir) / "config.json").exists():
+    return
+  old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
+  for field in new:
+    if old[field] != new[field] and field != "train.num_steps":
+      raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
+
+
+def load_for_inference(workdir, step: int | None = None, config: ConfigDict | None = None):
+  """A run's method and averaged parameters, on this machine's first device.
+
+  Args:
+    workdir: of `experiments/train.py`.
+    step: which checkpoint; the newest by default.
+    config: the run's config with other sampling fields; read from the workdir by default.
+
+  Returns:
+    (method, variables, step).
+
+  Raises:
+    ConfigError: config is wrong.
+    WorkdirError: there is no run or no checkpoint.
+  """
+  config = config or read_config(workdir)
+  method = methods.from_config(config)
+  nothing = WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
+  if not (epath.Path(workdir) / "checkpoints").exists():
+    raise nothing
+  checkpoints = Checkpoints(workdir)
+  if checkpoints.latest_step() is None:
+    raise nothing
+  state = checkpoints.restore(template(method, config), step)
+  checkpoints.close()
+  return method, state_lib.inference_variables(state), int(state.step)
+
+
+def example_batch(config, batch_size: int = 1) -> dict:
+  """Shapes of a batch, for `Method.init`."""
+  data = config.data
+  return {
+    "image": jax.ShapeDtypeStruct((batch_size, data.resolution, data.resolution, data.channels), "float32"),
+    "label": jax.ShapeDtypeStruct((batch_size,), "int32"),
+    "index": jax.ShapeDtypeStruct((batch_size,), "int32"),
+    "slot": jax.ShapeDtypeStruct((batch_size,), "int32"),
+  }
+
+
+def template(method, config) -> TrainState:
+  """The shapes of a run's state, on the first device: what a checkpoint is restored into."""
+  from diffusion_jax.training import loop
+
+  shapes = jax.eval_shape(lambda: loop.create_state(method, config))
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)

@@ -1,0 +1,159 @@
+"""Training, read from top to bottom: config in, checkpoints, metrics and pictures out."""
+
+import contextlib
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import methods, sampling
+from diffusion_jax.data import batching, sources
+from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.training import checkpoint as checkpoint_lib
+from diffusion_jax.training import parallel, update, writers
+from diffusion_jax.training import state as state_lib
+
+_GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
+
+
+class Diverged(RuntimeError):
+  """Too many updates in a row were not finite."""
+
+
+def train(config, workdir) -> state_lib.TrainState:
+  """Trains a config, or goes on where its workdir stopped.
+
+  Writes under workdir: config.json, checkpoints/, metrics.jsonl, throughput.jsonl, samples/step_N.png. On SIGTERM it
+  saves and returns.
+
+  Args:
+    config: see `diffusion_jax.config.default`.
+    workdir: a local or remote folder; made if missing.
+
+  Returns:
+    The last state, unreplicated.
+
+  Raises:
+    ConfigError, WorkdirError: before anything compiles.
+    Diverged: config.train.max_skipped updates in a row had a non-finite loss or gradient.
+  """
+  config_lib.check(config, jax.device_count())
+  method = methods.from_config(config, parallel.AXIS)
+  source = load_source(config)
+  checkpoint_lib.check_workdir(workdir, config)
+  checkpoint_lib.write_config(workdir, config)
+  checkpoints = checkpoint_lib.Checkpoints(workdir, config.train.keep_checkpoints)
+
+  if checkpoints.latest_step() is None:
+    state = jax.jit(lambda: create_state(method, config))()
+  else:
+    state = checkpoints.restore(checkpoint_lib.template(method, config))
+    logging.info("resumed from step %d", state.step)
+  first = step = int(state.step)
+  state = parallel.replicate(state)
+
+  per_call, num_steps = config.train.updates_per_call, config.train.num_steps
+  run = parallel.pmap_update(update.windowed(method.update, config.train.log_every), per_call)
+  slots = parallel.host_slots(config.train.batch_size)
+  read = lambda k: batching.batch(source, config.seed, k, config.train.batch_size, *slots)
+  make_batch = lambda start: parallel.shard([read(k) for k in range(start, start + per_call)])
+  key = train_key(config)
+  writer = writers.Writer(workdir, first, num_steps, config.train.batch_size, jax.process_index() == 0)
+  batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
+  clock, clock_step = time.perf_counter(), first
+
+  with contextlib.closing(batches), _sigterm() as stop:
+    for batch in batches:
+      state = run(state, batch, key)
+      step += per_call
+      writer.advance(per_call)
+      if step % config.train.log_every == 0 or step == num_steps:
+        window = jax.device_get(parallel.unreplicate(state.window))
+        now = time.perf_counter()
+        writer.log(step, update.window_means(window), now - clock, step - clock_step)
+        _check_finite(parallel.unreplicate(state.skipped_in_row), step, config)
+        clock, clock_step = now, step
+      if step % config.train.checkpoint_every == 0 or step == num_steps or stop:
+        checkpoints.save(parallel.unreplicate(state))
+      if step % config.train.sample_every == 0 or step == num_steps:
+        save_grid(config, method, parallel.unreplicate(state), workdir, step)
+      if stop:
+        logging.warning("stopped by SIGTERM at step %d; saved", step)
+        break
+  checkpoints.close()
+  writer.close()
+  return parallel.unreplicate(state)
+
+
+def create_state(method: methods.Method, config) -> state_lib.TrainState:
+  """The state before the first update, its metrics window included."""
+  init_key, _ = jax.random.split(jax.random.key(config.seed))
+  state = method.init(init_key, checkpoint_lib.example_batch(config))
+  single = methods.from_config(config)  # the update of one device, for the names of its metrics
+  batch = checkpoint_lib.example_batch(config, config.train.accumulation)
+  shapes = jax.eval_shape(single.update, state, batch, init_key)
+  return state.replace(window={name: jnp.zeros(()) for name in (*shapes[1], "updates")})
+
+
+def train_key(config):
+  """The key of every update of a run; steps and examples are folded into it."""
+  return jax.random.split(jax.random.key(config.seed))[1]
+
+
+def load_source(config) -> sources.Source:
+  """The data of config.data.
+
+  Raises:
+    ConfigError: there is no such source, or its images or classes are not what the config says.
+  """
+  data = config.data
+  config_lib.choose("data.name", data.name, sources.SOURCES)
+  options = {"resolution": data.resolution} if data.name == "photos" else {}
+  try:
+    source = sources.load(data.name, data.split, **options)
+  except ValueError as error:
+    raise config_lib.wrong("data", f"{data.name}/{data.split}", str(error)) from None
+  shape = (data.resolution, data.resolution, data.channels)
+  if source.image_shape != shape:
+    raise config_lib.wrong("data.resolution, data.channels", shape, f"{data.name} has images {source.image_shape}")
+  if data.num_classes not in (0, source.num_classes):
+    raise config_lib.wrong("data.num_classes", data.num_classes, f"{data.name} has {source.num_classes}; 0 ignores them")
+  return source
+
+
+def save_grid(config, method: methods.Method, state: state_lib.TrainState, workdir, step: int):
+  """Writes samples/step_N.png: seeds 0..99 through the config's sampler; with ten classes, one a column."""
+  if jax.process_index() != 0:
+    return
+  images = sampling.generate(config, method, state_lib.inference_variables(state), np.arange(_GRID_SEEDS))
+  folder = epath.Path(workdir) / "samples"
+  folder.mkdir(parents=True, exist_ok=True)
+  images_lib.save_png(folder / f"step_{step:08d}.png", images, columns=10, scale=4, overwrite=True)
+
+
+def _check_finite(skipped_in_row, step: int, config):
+  if skipped_in_row >= config.train.max_skipped:
+    raise Diverged(
+      f"the last {skipped_in_row} updates before step {step} (seed {config.seed}) had a non-finite loss or gradient; "
+      f"config.train.max_skipped = {config.train.max_skipped}"
+    )
+
+
+@contextlib.contextmanager
+def _sigterm():
+  """A list that is empty until SIGTERM arrives."""
+  stop = []
+  try:
+    old = signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+  except ValueError:  # not in the main thread: the caller's business
+    yield stop
+    return
+  try:
+    yield stop
+  finally:
+    signal.signal(signal.SIGTERM, old)

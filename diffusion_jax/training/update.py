@@ -1,0 +1,130 @@
+"""The optimisation step that all methods share: gradients, reduction over devices, Adam, EMA, the guard.
+
+    lr    = learning_rate·min(images seen/warmup_images, 1)                             (1)
+    β     = ½^(batch/h),  h = min(half_life, ramp_up·images seen)                       (2)
+    ema  ← β·ema + (1 − β)·params
+
+Images seen are counted before the step, so the first average is the parameters themselves. An update whose loss or
+gradient is not finite changes nothing but the counters.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.types import Array, Params
+
+
+def optimizer(config) -> optax.GradientTransformation:
+  """Adam without its learning rate, after clipping of the global norm if asked for (config.optimizer)."""
+  adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam
+
+
+def learning_rate(config, images_seen: Array) -> Array:
+  """Equation (1); config is config.optimizer."""
+  return config.learning_rate * jnp.minimum(images_seen / max(config.warmup_images, 1e-8), 1.0)
+
+
+def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
+  """β of equation (2); config is config.ema."""
+  half_life = jnp.asarray(config.half_life_images, jnp.float32)
+  if config.ramp_up:
+    half_life = jnp.minimum(half_life, config.ramp_up * images_seen)
+  return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+
+
+def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1):
+  """((loss, metrics), gradients), averaged over the batch, in `accumulation` parts to save memory.
+
+  Args:
+    loss: (params, batch) -> (mean loss, metrics), both means over the batch.
+    params: what to differentiate by.
+    batch: pytree of [B, ...].
+    accumulation: number of equal parts of the batch that pass one after another.
+  """
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
+  if accumulation == 1:
+    return value_and_grad(params, batch)
+  parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
+  shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  body = lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(params, part)), None)
+  total, _ = jax.lax.scan(body, zeros, parts, unroll=loop_unroll(accumulation))
+  return jax.tree.map(lambda x: x / accumulation, total)
+
+
+def loop_unroll(length: int) -> int:
+  """How far to unroll a loop of updates: whole on CPU, where gradient convolutions in a loop are 25–150× slower."""
+  return length if jax.default_backend() == "cpu" else 1
+
+
+def apply_gradients(
+  config, state: TrainState, role: str, loss: Array, grads: Params, axis_name: str | None
+) -> tuple[TrainState, dict[str, Array]]:
+  """One update of a role: reduced over `axis_name`, guarded, averaged. The step counter is left to `finish`.
+
+  Args:
+    config: the run's config.
+    state: the state before.
+    role: which network the gradients belong to.
+    loss: mean loss of this device's examples.
+    grads: its gradient.
+    axis_name: the pmapped axis that holds the other devices' shares of the batch, if there is one.
+
+  Returns:
+    The new state and {"loss", "grad_norm", "learning_rate", "skipped"}, equal on all devices.
+  """
+  if axis_name is not None:
+    loss, grads = jax.lax.pmean((loss, grads), axis_name)
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  images_seen = state.step.astype(jnp.float32) * config.train.batch_size
+  rate = learning_rate(config.optimizer, images_seen)
+  beta = ema_decay(config.ema, config.train.batch_size, images_seen)
+
+  updates, opt_state = optimizer(config.optimizer).update(grads, state.opt_state[role], state.params[role])
+  params = jax.tree.map(lambda p, u: p - rate * u, state.params[role], updates)
+  ema = jax.tree.map(lambda e, p: beta * e + (1 - beta) * p, state.ema[role], params)
+  old = (state.params[role], state.ema[role], state.opt_state[role])
+  params, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, ema, opt_state), old)
+  state = state.replace(
+    params={**state.params, role: params},
+    ema={**state.ema, role: ema},
+    opt_state={**state.opt_state, role: opt_state},
+    skipped=state.skipped + ~finite,
+    skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+  )
+  return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
+
+
+def windowed(update: Callable, log_every: int) -> Callable:
+  """Wraps a Method's update: counts the step, and sums the metrics of good updates since the last log line.
+
+  The sums are part of the state, so a run that was killed between two log lines logs what an uninterrupted one does.
+  """
+
+  def step(state: TrainState, batch, key):
+    new, metrics = update(state, batch, key)
+    metrics["updates"] = 1 - metrics["skipped"]
+    good = metrics["updates"] > 0
+    old = state.window or {name: jnp.zeros(()) for name in metrics}
+    fresh = state.step % log_every == 0
+    window = {
+      name: jnp.where(fresh, 0, old[name]) + (value if name == "skipped" else jnp.where(good, value, 0))
+      for name, value in metrics.items()
+    }
+    return new.replace(step=state.step + 1, window=window)
+
+  return step
+
+
+def window_means(window: dict[str, float]) -> dict[str, float | None]:
+  """Means of a window's metrics over its good updates (None where there were none), and the number skipped."""
+  window = {name: float(value) for name, value in window.items()}
+  updates = window["updates"]
+  means = {k: v / updates if updates else None for k, v in window.items() if k not in ("updates", "skipped")}
+  return {**means, "skipped": int(window["skipped"])}
