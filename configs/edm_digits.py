@@ -20,6 +20,6 @@ def get_config():
   c.train.batch_size = 64
   c.train.num_steps = 3_000
   c.train.log_every = 50
-  c.train.checkpoint_every = 500
+  c.train.checkpoint_every = 400
   c.train.sample_every = 1_500
   return c

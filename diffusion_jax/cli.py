@@ -1,9 +1,9 @@
-"""The frame of the command-line programs: flags, config overrides, and one line with exit code 2 for a user's mistake."""
+"""The frame of the command-line programs: flags, config overrides, one line and exit code 2 for a user's mistake."""
 
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
@@ -19,6 +19,7 @@ def run(main: Callable[[], None]):
   """Parses the flags, runs main(), and ends the process: 0 done, 2 a user's mistake, 1 a run that diverged."""
 
   def guarded(_):
+    logging.set_verbosity(logging.WARNING)
     try:
       main()
     except (UsageError, config_lib.ConfigError, WorkdirError) as error:

@@ -9,7 +9,7 @@ from diffusion_jax import cli
 from diffusion_jax.training import loop
 
 get_config = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples; resumed if it exists.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; resumed if it exists.")
 
 
 def main():

@@ -4,6 +4,7 @@ Images are [B, H, W, C]. Parameters are float32 always; `dtype` is what products
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 
@@ -74,11 +75,40 @@ class Conv(nn.Module):
     shape = (3, 3, x.shape[-1], self.features)
     kernel = self.param("kernel", self.init_law.kernel, shape)
     bias = self.param("bias", self.init_law.offset(math.prod(shape[:3])), (self.features,))
-    y = jax.lax.conv_general_dilated(
-      x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), [(self.padding, self.padding)] * 2,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
-    return y + bias.astype(self.dtype)
+    convolve = conv3x3_cpu if jax.default_backend() == "cpu" else conv3x3
+    return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.padding) + bias.astype(self.dtype)
+
+
+def conv3x3(x: Array, kernel: Array, padding: int = 1) -> Array:
+  """Convolution [B, H, W, in] * [3, 3, in, out] with stride 1 and `padding` zeros on each side."""
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def conv3x3_cpu(x: Array, kernel: Array, padding: int = 1) -> Array:
+  """conv3x3 whose kernel gradient is nine matrix products: XLA's CPU has no fast kernel-gradient convolution.
+
+  Outside loops that is up to twice as fast; inside lax.scan, where XLA's falls back to a naive loop, 30 times and more.
+  """
+  return conv3x3(x, kernel, padding)
+
+
+@conv3x3_cpu.defjvp
+def _conv3x3_cpu_jvp(padding, primals, tangents):
+  (x, kernel), (dx, dkernel) = primals, tangents
+  return conv3x3_cpu(x, kernel, padding), conv3x3(dx, kernel, padding) + _shifted_products(x, dkernel, padding)
+
+
+def _shifted_products(x: Array, kernel: Array, padding: int) -> Array:
+  """conv3x3 as a sum over the nine taps; it is the transpose of this that gradients use."""
+  batch, height, width, channels = x.shape
+  height, width = height + 2 * padding - 2, width + 2 * padding - 2
+  x = _pad(_pad(x, 1, padding), 2, padding)
+  taps = [(i, j) for i in range(3) for j in range(3)]
+  y = sum(x[:, i : i + height, j : j + width].reshape(-1, channels) @ kernel[i, j] for i, j in taps)
+  return y.reshape(batch, height, width, -1)
 
 
 def num_groups(channels: int) -> int:

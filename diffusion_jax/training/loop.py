@@ -50,10 +50,11 @@ def train(config, workdir) -> state_lib.TrainState:
   checkpoints = checkpoint_lib.Checkpoints(workdir, config.train.keep_checkpoints)
 
   if checkpoints.latest_step() is None:
-    state = jax.jit(lambda: create_state(method, config))()
+    fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
+    state = jax.jit(lambda: create_state(method, config), compiler_options=fast)()
   else:
     state = checkpoints.restore(checkpoint_lib.template(method, config))
-    logging.info("resumed from step %d", state.step)
+    logging.warning("resumed from step %d", state.step)
   first = step = int(state.step)
   state = parallel.replicate(state)
 
@@ -122,7 +123,8 @@ def load_source(config) -> sources.Source:
   if source.image_shape != shape:
     raise config_lib.wrong("data.resolution, data.channels", shape, f"{data.name} has images {source.image_shape}")
   if data.num_classes not in (0, source.num_classes):
-    raise config_lib.wrong("data.num_classes", data.num_classes, f"{data.name} has {source.num_classes}; 0 ignores them")
+    expected = f"{data.name} has {source.num_classes}; 0 ignores them"
+    raise config_lib.wrong("data.num_classes", data.num_classes, expected)
   return source
 
 

@@ -46,8 +46,8 @@ def replicate(tree):
 
 
 def unreplicate(tree):
-  """The first local device's copy, without moving anything between devices."""
-  return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+  """The first local device's copy as NumPy arrays, without moving anything between devices."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
 def shard(batches: list[dict[str, np.ndarray]]):

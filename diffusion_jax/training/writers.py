@@ -65,7 +65,8 @@ class Writer:
     loss = metrics["loss"]
     self._bar.set_postfix_str("all updates skipped" if loss is None else f"loss {loss:.4g}")
     if self._board:
-      self._board.write_scalars(step, {**{k: v for k, v in metrics.items() if v is not None}, "images_per_second": rate})
+      known = {name: value for name, value in metrics.items() if value is not None}
+      self._board.write_scalars(step, {**known, "images_per_second": rate})
 
   def close(self):
     if self._first_host:
