@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
+from diffusion_jax.training import start
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training.state import TrainState
 
@@ -123,26 +123,6 @@ def load_for_inference(workdir, step: int | None = None, config: ConfigDict | No
   checkpoints = Checkpoints(workdir)
   if checkpoints.latest_step() is None:
     raise nothing
-  state = checkpoints.restore(template(method, config), step)
+  state = checkpoints.restore(start.template(method, config), step)
   checkpoints.close()
   return method, state_lib.inference_variables(state), int(state.step)
-
-
-def example_batch(config, batch_size: int = 1) -> dict:
-  """Shapes of a batch, for `Method.init`."""
-  data = config.data
-  return {
-    "image": jax.ShapeDtypeStruct((batch_size, data.resolution, data.resolution, data.channels), "float32"),
-    "label": jax.ShapeDtypeStruct((batch_size,), "int32"),
-    "index": jax.ShapeDtypeStruct((batch_size,), "int32"),
-    "slot": jax.ShapeDtypeStruct((batch_size,), "int32"),
-  }
-
-
-def template(method, config) -> TrainState:
-  """The shapes of a run's state, on the first device: what a checkpoint is restored into."""
-  from diffusion_jax.training import loop
-
-  shapes = jax.eval_shape(lambda: loop.create_state(method, config))
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)

@@ -5,7 +5,6 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -15,7 +14,7 @@ from diffusion_jax import methods, sampling
 from diffusion_jax.data import batching, sources
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint as checkpoint_lib
-from diffusion_jax.training import parallel, update, writers
+from diffusion_jax.training import parallel, start, update, writers
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
@@ -51,9 +50,9 @@ def train(config, workdir) -> state_lib.TrainState:
 
   if checkpoints.latest_step() is None:
     fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-    state = jax.jit(lambda: create_state(method, config), compiler_options=fast)()
+    state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast)()
   else:
-    state = checkpoints.restore(checkpoint_lib.template(method, config))
+    state = checkpoints.restore(start.template(method, config))
     logging.warning("resumed from step %d", state.step)
   first = step = int(state.step)
   state = parallel.replicate(state)
@@ -63,7 +62,7 @@ def train(config, workdir) -> state_lib.TrainState:
   slots = parallel.host_slots(config.train.batch_size)
   read = lambda k: batching.batch(source, config.seed, k, config.train.batch_size, *slots)
   make_batch = lambda start: parallel.shard([read(k) for k in range(start, start + per_call)])
-  key = train_key(config)
+  key = start.train_key(config)
   writer = writers.Writer(workdir, first, num_steps, config.train.batch_size, jax.process_index() == 0)
   batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
   clock, clock_step = time.perf_counter(), first
@@ -89,21 +88,6 @@ def train(config, workdir) -> state_lib.TrainState:
   checkpoints.close()
   writer.close()
   return parallel.unreplicate(state)
-
-
-def create_state(method: methods.Method, config) -> state_lib.TrainState:
-  """The state before the first update, its metrics window included."""
-  init_key, _ = jax.random.split(jax.random.key(config.seed))
-  state = method.init(init_key, checkpoint_lib.example_batch(config))
-  single = methods.from_config(config)  # the update of one device, for the names of its metrics
-  batch = checkpoint_lib.example_batch(config, config.train.accumulation)
-  shapes = jax.eval_shape(single.update, state, batch, init_key)
-  return state.replace(window={name: jnp.zeros(()) for name in (*shapes[1], "updates")})
-
-
-def train_key(config):
-  """The key of every update of a run; steps and examples are folded into it."""
-  return jax.random.split(jax.random.key(config.seed))[1]
 
 
 def load_source(config) -> sources.Source:
