@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import guidance as guidance_lib
-from diffusion_jax import samplers, times
+from diffusion_jax import mesh, samplers, times
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
-from diffusion_jax.training import parallel
 from diffusion_jax.types import Array, Key
 
 MAX_STEPS = 64  # grids are padded to this many steps, or to the next power of two
@@ -68,7 +67,9 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
   setting, seeds = config.sampling, np.asarray(seeds)
   labels = default_labels(config, seeds) if labels is None else np.asarray(labels)
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
-  batch_size = min(batch_size, -(-len(seeds) // jax.local_device_count()) * jax.local_device_count())
+  devices = jax.local_device_count()
+  batch_size = -(-min(batch_size, len(seeds)) // devices) * devices
+  variables = mesh.everywhere(variables)
   grid, options = grid_of(setting, method.process), options_of(setting)
   images = []
   for start in range(0, len(seeds), batch_size):
@@ -77,11 +78,11 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
       sample(
         method,
         variables,
-        parallel.spread(keys_of(seeds[rows])),
+        mesh.spread(keys_of(seeds[rows])),
         shape,
         grid,
         setting.sampler,
-        labels=None if labels is None else parallel.spread(labels[rows]),
+        labels=None if labels is None else mesh.spread(labels[rows]),
         guidance=None if setting.guidance == 1 else setting.guidance,
         **options,
       )

@@ -8,15 +8,9 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.mesh import AXIS, batch_sharding
 from diffusion_jax.training.update import loop_unroll
-
-AXIS = "batch"
-
-
-def _sharding() -> NamedSharding:
-  return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
 
 
 def pmap_update(step: Callable, updates_per_call: int = 1) -> Callable:
@@ -41,7 +35,7 @@ def pmap_update(step: Callable, updates_per_call: int = 1) -> Callable:
 
 def replicate(tree):
   """A copy of every array on each local device, [local devices, ...]."""
-  sharding, count = _sharding(), jax.local_device_count()
+  sharding, count = batch_sharding(), jax.local_device_count()
   return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(np.asarray(x), (count, *np.shape(x))), sharding), tree)
 
 
@@ -63,7 +57,7 @@ def shard(batches: list[dict[str, np.ndarray]]):
 
   def lay(*parts):
     parts = [part.reshape(count, -1, *part.shape[1:]) for part in parts]
-    return jax.device_put(parts[0] if len(parts) == 1 else np.stack(parts, axis=1), _sharding())
+    return jax.device_put(parts[0] if len(parts) == 1 else np.stack(parts, axis=1), batch_sharding())
 
   return jax.tree.map(lay, *batches)
 
@@ -73,7 +67,3 @@ def host_slots(batch_size: int) -> tuple[int, int]:
   share = batch_size // jax.process_count()
   return jax.process_index() * share, (jax.process_index() + 1) * share
 
-
-def spread(x):
-  """Lays [B, ...] over the local devices where they divide B, for jitted functions of a batch; else leaves it."""
-  return jax.device_put(x, _sharding()) if len(x) % jax.local_device_count() == 0 else x

@@ -42,7 +42,9 @@ class Writer:
       return
     self._metrics = JsonLines(epath.Path(workdir) / "metrics.jsonl", step)
     self._throughput = JsonLines(epath.Path(workdir) / "throughput.jsonl", step)
-    self._bar = tqdm(total=num_steps * batch_size, initial=step * batch_size, unit="img", unit_scale=True, desc="train")
+    self._bar = tqdm(
+      total=num_steps * batch_size, initial=step * batch_size, unit="img", unit_scale=True, desc="train", mininterval=1
+    )
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
       import tensorflow as tf
       from clu import metric_writers
