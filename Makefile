@@ -1,0 +1,39 @@
+# make demo | test | lint | help. Each sets up .venv by itself, once; again when pyproject.toml, the constraints or PYTHON change.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+PYTEST_ARGS ?=
+WORKERS ?= 2
+WORKDIR ?= runs/edm_digits
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp's name holds what the environment was made with.
+STAMP := $(VENV)/installed-$(subst /,_,$(PYTHON))-$(or $(subst /,_,$(CONSTRAINTS)),newest)
+
+.PHONY: help demo test lint
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train configs/edm_digits.py in WORKDIR ($(WORKDIR); resumed if it exists), score it, sample from it"
+	@echo "make test    run the tests; PYTEST_ARGS=\"tests/test_times.py -k edm\" for some, WORKERS=0 in one process"
+	@echo "make lint    run ruff"
+	@echo "Options: PYTHON=python3.12 for another Python, CONSTRAINTS= for the newest versions of everything."
+
+demo: $(STAMP)
+	$(BIN)/python experiments/train.py --config=configs/edm_digits.py --workdir=$(WORKDIR)
+	$(BIN)/python experiments/evaluate.py --workdir=$(WORKDIR)
+	$(BIN)/python experiments/sample.py --workdir=$(WORKDIR) --seeds=0-99 --overwrite
+	@echo "Digits, one class a column:  $(WORKDIR)/samples/sample.png"
+	@echo "While it trained:            $(WORKDIR)/samples/step_*.png"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	@touch $@

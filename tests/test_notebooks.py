@@ -1,0 +1,71 @@
+"""What a new user runs first: the notebook, and the Python of the README."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "experiments").rglob("*.ipynb"))
+TINY = {
+  "network.channels": 8,
+  "network.channel_mult": [1],
+  "network.num_blocks": 1,
+  "network.attention_resolutions": [],
+  "train.batch_size": 8,
+  "train.num_steps": 2,
+  "train.log_every": 1,
+}
+
+
+def readme_block(word: str) -> str:
+  """The README's one Python block that holds `word`."""
+  blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+  (block,) = [block for block in blocks if word in block]
+  return block
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  for cell in notebook.cells:
+    if cell.cell_type == "code":
+      assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_quickstart_compiles_its_sampler_once_and_the_readme_loads_its_run(tmp_path, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a user has
+  monkeypatch.setenv("QUICKSTART_RUNS", str(tmp_path / "runs"))
+  monkeypatch.setenv("QUICKSTART_CONFIG", json.dumps(TINY))
+  monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+  path = ROOT / "experiments" / "colab" / "quickstart.ipynb"
+  notebook = nbformat.read(path, as_version=4)
+  client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+  client.execute()  # raises at the first cell with an error
+
+  printed = ["".join(o.text for o in c.get("outputs", []) if o.output_type == "stream" and o.name == "stdout")
+             for c in notebook.cells]  # fmt: skip
+  (timings,) = [text for text in printed if " steps: " in text]
+  counts = re.findall(r"(\d+) steps: .* compilations so far: (\d+)", timings)
+  assert len({steps for steps, _ in counts}) >= 5
+  assert {count for _, count in counts} == {"1"}
+  pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+  assert len(pictures) == 4  # step counts, churn, guidance, trajectories; a widget holds its own
+
+  (tmp_path / "runs" / "quickstart").rename(tmp_path / "runs" / "edm_digits")
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(readme_block("load_for_inference"), names)
+  assert names["images"].shape == (64, 8, 8, 1) and np.isfinite(names["images"]).all()
+
+
+def test_readme_sampler_is_exact(capsys):
+  exec(readme_block("def denoise"), {})
+  for line in capsys.readouterr().out.splitlines():
+    mean, std = map(float, line.split()[-2:])
+    assert mean == pytest.approx(0.3, abs=0.01) and std == pytest.approx(0.5, abs=0.01)
