@@ -98,6 +98,8 @@ def unet_params(state_dict: Mapping[str, np.ndarray], network: unet.UNet) -> Par
   entry = f"enc.{network.resolution}x{network.resolution}_conv.weight"
   if entry not in tensors:
     raise ValueError(f"missing tensor {entry!r}: the network's first layer")
+  if np.ndim(tensors[entry]) != 4:
+    raise ValueError(f"tensor {entry!r} has shape {list(np.shape(tensors[entry]))}: expected four dimensions")
   image = jax.ShapeDtypeStruct((1, network.resolution, network.resolution, np.shape(tensors[entry])[1]), jnp.float32)
   wanted = jax.eval_shape(network.init, jax.random.key(0), image, jax.ShapeDtypeStruct((1,), jnp.float32))["params"]
 

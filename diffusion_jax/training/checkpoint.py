@@ -25,6 +25,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       epath.Path(workdir).resolve() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep)
     )
+    self._damaged = []  # steps passed over by `restore`; they give way to the first `save` after it
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint's step."""
@@ -33,6 +34,8 @@ class Checkpoints:
   def save(self, state: TrainState):
     """Starts to write an unreplicated state under its own step; returns before it is on disk."""
     step = int(state.step)
+    while self._damaged:
+      self._manager.delete(self._damaged.pop())
     if step not in self._manager.all_steps():
       self._manager.save(step, args=ocp.args.StandardSave(state))
 
@@ -56,6 +59,7 @@ class Checkpoints:
         return self._manager.restore(candidate, args=ocp.args.StandardRestore(template))
       except Exception as error:  # whatever a damaged file raises inside the reader
         logging.warning("checkpoint %s is damaged and passed over: %s", self._manager.directory / str(candidate), error)
+        self._damaged.append(candidate)
     raise WorkdirError(f"{self._manager.directory} holds no checkpoint that can be read")
 
   def close(self):
@@ -85,7 +89,7 @@ def read_config(workdir) -> ConfigDict:
   try:
     for field, value in json.loads(path.read_text()).items():
       config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
-  except (KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise WorkdirError(f"{path} cannot be read: {error}") from None
   return config
 

@@ -19,10 +19,12 @@ class JsonLines:
         try:
           if json.loads(line)["step"] > step:
             break
-        except ValueError:  # a line cut off by the kill
+        except (KeyError, TypeError, ValueError):  # a line cut off by the kill
           break
         kept.append(line)
-    self._path.write_text("".join(line + "\n" for line in kept))
+    temporary = self._path.parent / f"{self._path.name}.tmp"
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(self._path)
 
   def write(self, record: dict):
     with self._path.open("a") as file:
