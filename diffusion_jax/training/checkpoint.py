@@ -68,12 +68,15 @@ class Checkpoints:
 
 
 def write_config(workdir, config: ConfigDict):
-  """Writes workdir/config.json, through a temporary file."""
+  """Writes workdir/config.json, through a temporary file; raises WorkdirError where that is not possible."""
   workdir = epath.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = workdir / "config.json.tmp"
-  temporary.write_text(json.dumps(config_lib.flatten(config), indent=1) + "\n")
-  temporary.replace(workdir / "config.json")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(config_lib.flatten(config), indent=1) + "\n")
+    temporary.replace(workdir / "config.json")
+  except OSError as error:
+    raise WorkdirError(f"--workdir={workdir} cannot be written: {error}") from None
 
 
 def read_config(workdir) -> ConfigDict:

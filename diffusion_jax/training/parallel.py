@@ -66,4 +66,3 @@ def host_slots(batch_size: int) -> tuple[int, int]:
   """First and one past last slot of the global batch that this host reads."""
   share = batch_size // jax.process_count()
   return jax.process_index() * share, (jax.process_index() + 1) * share
-
