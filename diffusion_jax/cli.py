@@ -39,20 +39,22 @@ def _parse(argv):
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    _end(str(error).splitlines()[0], 2)
-  except AttributeError:  # config_flags, for an override of a field that does not exist
-    _end(_unknown_override(argv), 2)
-  except (FileNotFoundError, ImportError) as error:
-    _end(f"--config cannot be read: {error}", 2)
+    lines = str(error).split("\n")
+    because = f" {lines[-2]}" if "Traceback" in str(error) else ""  # of a ValueError or TypeError in a config file
+    _end(lines[0] + because, 2)
+  except Exception as error:  # an override of a field that does not exist, or whatever a config file raises
+    file = next((arg for arg in argv[1:] if arg.lstrip("-").startswith("config=")), "--config")
+    message = " ".join(str(error).split())
+    _end(_unknown_override(argv) or f"{file} cannot be read: {type(error).__name__}: {message}", 2)
 
 
-def _unknown_override(argv) -> str:
+def _unknown_override(argv) -> str | None:
   known = config_lib.flatten(config_lib.default())
   for arg in argv[1:]:
     name, _, value = arg.lstrip("-").partition("=")
     if name.startswith("config.") and name.removeprefix("config.") not in known:
       return str(config_lib.unknown_field(name.removeprefix("config."), value, known))
-  return "--config names a field that does not exist"
+  return None
 
 
 def define_config():

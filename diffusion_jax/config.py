@@ -95,7 +95,7 @@ _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.p_std", "optimizer.learning_rate", "train.batch_size",
   "train.num_steps", "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every",
   "train.keep_checkpoints", "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.sigma_min",
-  "sampling.rho", "ema.half_life_images",
+  "sampling.rho", "ema.half_life_images", "optimizer.epsilon",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
@@ -124,8 +124,9 @@ def check(config: ConfigDict, device_count: int | None = None):
   for field in _NOT_NEGATIVE:
     if not given[field] >= 0:
       raise wrong(field, given[field], "must not be negative")
-  if not 0 <= config.label_dropout < 1:
-    raise wrong("label_dropout", config.label_dropout, "must be in [0, 1)")
+  for field in ("label_dropout", "optimizer.beta1", "optimizer.beta2"):
+    if not 0 <= given[field] < 1:
+      raise wrong(field, given[field], "must be in [0, 1)")
   sampling = config.sampling
   if sampling.sigma_max < sampling.sigma_min:
     raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")

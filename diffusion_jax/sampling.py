@@ -155,4 +155,3 @@ def _sample(
     denoise = guidance_lib.classifier_free(denoise, unconditional, scale)
   x = process.prior(keys, image_shape, grid[0])
   return samplers.BY_NAME[sampler](denoise, process, x, grid, keys, trajectory=trajectory, **dict(static), **traced)
-

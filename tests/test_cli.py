@@ -1,0 +1,228 @@
+"""The programs under experiments/: a user's mistake is exit code 2 and one line on stderr, before anything compiles.
+
+All calls run in children forked from one process that has imported the library, half a second each.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from training import tiny
+
+from diffusion_jax import cli, methods
+from diffusion_jax.training import checkpoint, start
+
+ROOT = Path(__file__).parents[1]
+NEW = "--workdir={tmp}/new"  # not there yet
+DEMO = "--config=configs/edm_digits.py"
+
+# Reads [[name, argv], ...], runs each in a fork, and prints {name: [exit code, stdout, stderr]}.
+FORKS = """
+import json, os, runpy, signal, sys, tempfile, traceback, warnings
+import diffusion_jax.cli, diffusion_jax.sampling, diffusion_jax.evaluation.digits, sklearn.datasets
+warnings.simplefilter("ignore")
+results = {}
+for name, argv in json.load(sys.stdin):
+  out, err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+  child = os.fork()
+  if not child:
+    signal.alarm(60)  # ends a child that hangs
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
+    sys.argv, code = argv, 0
+    try:
+      runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as end:
+      code = end.code or 0
+    except BaseException:
+      traceback.print_exc()
+      code = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  _, status = os.waitpid(child, 0)
+  for file in (out, err):
+    file.seek(0)
+  results[name] = [os.waitstatus_to_exitcode(status), out.read(), err.read()]
+print(json.dumps(results))
+"""
+
+
+def train(*flags):
+  return ["experiments/train.py", *flags]
+
+
+def sample(*flags):
+  return ["experiments/sample.py", *flags]
+
+
+def evaluate(*flags):
+  return ["experiments/evaluate.py", *flags]
+
+
+# {name: (argv, what the line on stderr says)}; {tmp} is a folder with the workdirs of `folder`.
+MISTAKES = {
+  "unknown field": (
+    train(DEMO, NEW, "--config.train.batch_sise=64"), ["config.train.batch_sise", "64", "train.batch_size"]
+  ),
+  "unknown section": (
+    train(DEMO, NEW, "--config.trian.batch_size=64"), ["config.trian.batch_size", "64", "train.batch_size"]
+  ),
+  "wrong type": (train(DEMO, NEW, "--config.train.batch_size=many"), ["train.batch_size", "many"]),
+  "float for an integer": (train(DEMO, NEW, "--config.train.num_steps=1.5"), ["train.num_steps", "1.5"]),
+  "batch over devices": (train(DEMO, NEW, "--config.train.batch_size=60"), ["train.batch_size = 60", "8"]),
+  "groups": (train(DEMO, NEW, "--config.network.channels=42"), ["network.channels = 42", "GroupNorm"]),
+  "heads": (
+    train(DEMO, NEW, "--config.network.arch=adm", "--config.network.channels=96",
+          "--config.network.channel_mult=(1,1)"),
+    ["network.channels = 96", "heads of 64"],
+  ),
+  "attention": (
+    train(DEMO, NEW, "--config.network.attention_resolutions=(5,)"),
+    ["network.attention_resolutions = (5,)", "[8, 4]"],
+  ),
+  "classes": (train(DEMO, NEW, "--config.data.num_classes=7"), ["data.num_classes = 7", "10"]),
+  "sampler in training": (
+    train(DEMO, NEW, "--config.sampling.sampler=huen"), ["sampling.sampler = 'huen'", "nearest: heun"]
+  ),
+  "another config's workdir": (train(DEMO, "--workdir={tmp}/run"), ["--workdir={tmp}/run", "holds a run"]),
+  "no config": (train(NEW), ["--config is missing", "configs/edm_digits.py"]),
+  "config not there": (train("--config=configs/nothing.py", NEW), ["configs/nothing.py"]),
+  "config without get_config": (train("--config={tmp}/empty.py", NEW), ["empty.py", "get_config"]),
+  "config with a syntax error": (train("--config={tmp}/broken.py", NEW), ["broken.py"]),
+  "config that sets an unknown field": (train("--config={tmp}/typo.py", NEW), ["sampels", "typo.py"]),
+  "config that raises": (train("--config={tmp}/raises.py", NEW), ["raises.py", "nothing works"]),
+  "no workdir to train in": (train(DEMO), ["--workdir is missing"]),
+  "unknown flag": (train(DEMO, "--workdri={tmp}/new"), ["workdri"]),
+  "workdir is a file": (train(DEMO, "--workdir={tmp}/empty.py"), ["{tmp}/empty.py"]),
+  "no workdir to sample": (sample(), ["--workdir is missing"]),
+  "workdir not there": (sample("--workdir={tmp}/nowhere"), ["--workdir={tmp}/nowhere", "no run here"]),
+  "empty workdir": (sample("--workdir={tmp}/nothing"), ["--workdir={tmp}/nothing", "no run here"]),
+  "no checkpoint": (sample("--workdir={tmp}/begun"), ["--workdir={tmp}/begun", "no checkpoint"]),
+  "no such checkpoint": (sample("--workdir={tmp}/run", "--step=3"), ["step 3", "[24]"]),
+  "sampler": (sample("--workdir={tmp}/run", "--sampler=dddm"), ["sampling.sampler = 'dddm'", "heun", "ddim"]),
+  "churn for ddim": (sample("--workdir={tmp}/run", "--sampler=ddim", "--churn=5"), ["sampling.churn = 5.0", "ddim"]),
+  "steps": (sample("--workdir={tmp}/run", "--num_steps=0"), ["num_steps = 0", "positive"]),
+  "steps that are no number": (sample("--workdir={tmp}/run", "--num_steps=x"), ["num_steps", "x"]),
+  "seeds": (sample("--workdir={tmp}/run", "--seeds=1-x"), ["--seeds=1-x"]),
+  "no seeds": (sample("--workdir={tmp}/run", "--seeds="), ["--seeds="]),
+  "seeds backwards": (sample("--workdir={tmp}/run", "--seeds=7-3"), ["--seeds=7-3"]),
+  "negative seed": (sample("--workdir={tmp}/run", "--seeds=-3"), ["--seeds=-3"]),
+  "label": (sample("--workdir={tmp}/run", "--label=10"), ["--label=10", "10 classes"]),
+  "negative label": (sample("--workdir={tmp}/run", "--label=-1"), ["--label=-1", "10 classes"]),
+  "output there": (sample("--workdir={tmp}/run", "--out={tmp}/there"), ["--out={tmp}/there", "--overwrite"]),
+  "config.json": (sample("--workdir={tmp}/spoilt"), ["spoilt/config.json"]),
+  "no workdir to evaluate": (evaluate(), ["--workdir is missing"]),
+  "nothing to evaluate": (evaluate("--workdir={tmp}/nothing"), ["no run here"]),
+  "too few images": (evaluate("--workdir={tmp}/run", "--num_images=1"), ["--num_images=1"]),
+}  # fmt: skip
+OTHERS = {
+  "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
+  "sampled": sample("--workdir={tmp}/run", "--seeds=0-2,7", "--label=3", "--num_steps=2", "--out={tmp}/out/a.b"),
+  "sampled again": sample("--workdir={tmp}/run", "--seeds=0", "--out={tmp}/out/a.b"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Workdirs (run: one checkpoint; begun: none; nothing: empty; spoilt) and config files."""
+  folder, config = tmp_path_factory.mktemp("cli"), tiny.get_config()
+  for name in ("run", "begun", "spoilt"):
+    checkpoint.write_config(folder / name, config)
+  (folder / "spoilt" / "config.json").write_text('{"seed": ')
+  (folder / "nothing").mkdir()
+  checkpoints = checkpoint.Checkpoints(folder / "run")
+  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), start.template(methods.from_config(config), config))
+  checkpoints.save(zeros.replace(step=np.int32(24)))
+  checkpoints.close()
+  (folder / "there.png").write_text("mine")
+  (folder / "empty.py").write_text("")
+  (folder / "broken.py").write_text("def get_config(:\n")
+  head = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom training import tiny, toy\n"
+  body = "\ndef get_config():\n  c = tiny.get_config()\n  "
+  (folder / "typo.py").write_text(head + body + "c.sampels = 3\n  return c\n")
+  (folder / "raises.py").write_text(head + body + 'raise ValueError("nothing works")\n')
+  poison = 'toy.base.network_from_config = lambda config, heads: toy.Toy(poison=float("nan"))\n'
+  fields = "c.train.max_skipped = 5\n  c.train.log_every = 3\n  c.seed = 17\n  return c\n"
+  (folder / "poisoned.py").write_text(head + poison + body + fields)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+  """{name: (exit code, stdout, stderr)} of all calls."""
+  calls = {name: argv for name, (argv, _) in MISTAKES.items()} | OTHERS
+  calls = [[name, [flag.replace("{tmp}", str(folder)) for flag in argv]] for name, argv in calls.items()]
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+  done = subprocess.run(
+    [sys.executable, "-c", FORKS],
+    input=json.dumps(calls),
+    env=env,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(results, folder, name):
+  """The line begins with "error: " and names the field, its value and what was expected."""
+  code, out, err = results[name]
+  assert (code, out) == (2, ""), err
+  assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+  for part in MISTAKES[name][1]:
+    assert part.replace("{tmp}", str(folder)) in err, err
+
+
+def test_mistakes_leave_nothing_behind(results, folder):
+  """No workdir was made, and what was there is as it was."""
+  assert not (folder / "new").exists() and not (folder / "nowhere").exists()
+  assert list((folder / "nothing").iterdir()) == []
+  assert (folder / "there.png").read_text() == "mine" and not (folder / "there.npz").exists()
+  assert (folder / "spoilt" / "config.json").read_text() == '{"seed": '
+
+
+def test_a_run_that_diverges_ends_with_code_1(results, folder):
+  """After max_skipped updates in a row the last line names step and seed; every line of metrics counts them."""
+  code, _, err = results["diverged"]
+  assert code == 1, err
+  last = err.splitlines()[-1]
+  assert "error: " in last and "Traceback" not in err
+  for part in ("step 6", "seed 17", "the last 6 updates", "config.train.max_skipped = 5"):
+    assert part in last, last
+  lines = [json.loads(line) for line in (folder / "poisoned" / "metrics.jsonl").read_text().splitlines()]
+  assert [(m["step"], m["loss"], m["skipped"]) for m in lines] == [(3, None, 3), (6, None, 3)]
+
+
+def test_samples_are_written_and_not_written_over(results, folder):
+  """OUT.png and OUT.npz with images, seeds and labels; a second call without --overwrite is refused."""
+  code, out, err = results["sampled"]
+  assert code == 0, err
+  assert "4 images of step 24 by heun, NFE 3" in out
+  with np.load(folder / "out" / "a.b.npz") as file:
+    assert file["images"].shape == (4, 8, 8, 1) and file["images"].dtype == np.uint8
+    np.testing.assert_array_equal(file["seeds"], [0, 1, 2, 7])
+    np.testing.assert_array_equal(file["labels"], [3, 3, 3, 3])
+  assert (folder / "out" / "a.b.png").read_bytes()[:4] == b"\x89PNG"
+  code, _, err = results["sampled again"]
+  assert code == 2 and "--overwrite" in err
+
+
+@pytest.mark.parametrize("text, wanted", [("0-3,7", [0, 1, 2, 3, 7]), ("5", [5]), (" 2 , 4-4 ", [2, 4])])
+def test_seeds_are_numbers_and_ranges(text, wanted):
+  assert cli.seeds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,", "a", "3-1", "-1", "1-2-3", "1.5", str(2**32), f"0-{2**32}"])
+def test_malformed_seeds_are_usage_errors(text):
+  with pytest.raises(cli.UsageError, match=r"--seeds=.*expected numbers and ranges"):
+    cli.seeds(text)

@@ -1,0 +1,231 @@
+"""Sampling from seeds: one compilation, images that depend on their seed alone, guidance, trajectories, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training import tiny, toy
+
+from diffusion_jax import methods, process, samplers, sampling, times
+from diffusion_jax.methods import base
+from diffusion_jax.training import start, state
+from diffusion_jax.types import Prediction, like
+
+S2 = 0.3  # variance of the exact Gaussian's data
+
+
+class Exact:
+  """The best denoiser of N(m, S2·I), m = label/10 and −0.2 without one; counts how often it is traced."""
+
+  def __init__(self):
+    self.traces = 0
+
+  def method(self):
+    return methods.Method(None, None, self.denoise, process.EDM(), methods.edm.SAMPLERS)
+
+  def denoise(self, variables, x, t, cond=None):
+    self.traces += 1
+    label = -jnp.ones(len(x)) if cond is None else cond["label"]
+    m = like(jnp.where(label < 0, variables["none"], label / 10), x)
+    sigma = like(jnp.broadcast_to(t, len(x)), x)
+    x0 = m + S2 / (S2 + sigma**2) * (x - m)
+    return Prediction(x0, (x - x0) / sigma)
+
+
+VARIABLES = {"none": jnp.float32(-0.2)}
+
+
+@pytest.fixture
+def exact():
+  return Exact()
+
+
+def config_of(**fields):
+  config = tiny.get_config()
+  for name, value in fields.items():
+    config.sampling[name] = value
+  return config
+
+
+def generate(exact, seeds=range(5), **fields):
+  return sampling.generate(config_of(**fields), exact.method(), VARIABLES, seeds)
+
+
+# --- one compilation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "ddpm"])
+def test_what_a_user_varies_does_not_compile_again(exact, sampler):
+  """Number of steps, range of noise levels, rho, churn or eta, guidance scale and labels are all traced."""
+  churns, etas = sampler in ("heun", "euler"), sampler == "ddim"
+  first = dict(sampler=sampler, guidance=1.5, churn=0.5 if churns else 0.0, eta=0.4 if etas else 0.0)
+  base = generate(exact, **first)
+  traces = exact.traces
+  assert traces > 0
+  changes = [
+    {"num_steps": 40}, {"num_steps": 1}, {"sigma_min": 0.01}, {"sigma_max": 40.0}, {"rho": 3.0}, {"guidance": 0.5},
+    *([{"churn": 1.0}, {"s_min": 0.1}, {"s_max": 20.0}, {"s_noise": 1.01}] if churns else []),
+    *([{"eta": 0.9}] if etas else []),
+  ]  # fmt: skip
+  for change in changes:
+    images = generate(exact, **{**first, **change})
+    assert np.isfinite(images).all()
+    assert exact.traces == traces, change
+    if change not in ({"s_min": 0.1}, {"s_max": 20.0}):
+      assert np.abs(images - base).max() > 1e-6, change
+  generate(exact, range(50, 55), **first)
+  assert exact.traces == traces
+
+
+def test_more_steps_than_the_padding_compile_once_a_power_of_two(exact):
+  generate(exact, num_steps=sampling.MAX_STEPS)
+  traces = exact.traces
+  long = generate(exact, num_steps=sampling.MAX_STEPS + 1)
+  more = exact.traces
+  assert more > traces
+  generate(exact, num_steps=2 * sampling.MAX_STEPS)
+  assert exact.traces == more
+  np.testing.assert_allclose(long, generate(exact, num_steps=sampling.MAX_STEPS), atol=2e-3)  # both near the limit
+
+
+def test_padding_changes_nothing():
+  """The jitted path on a padded grid gives what the sampler alone gives on the grid as it is."""
+  exact, grid = Exact(), times.edm_grid(7)
+  keys = sampling.keys_of(range(4))
+  got = sampling.sample(exact.method(), VARIABLES, keys, (8, 8, 1), grid, "ddpm", labels=jnp.arange(4))
+  denoise = lambda x, t: exact.denoise(VARIABLES, x, t, {"label": jnp.arange(4)})
+  x = process.EDM().prior(keys, (8, 8, 1), grid[0])
+  alone = jax.jit(lambda x: samplers.ddpm(denoise, process.EDM(), x, grid, keys))(x)
+  np.testing.assert_allclose(got, alone, atol=1e-5)
+
+
+# --- an image depends on its seed -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh():
+  """(method, variables) of a small convolutional network with fresh weights, its last layer as large as the others."""
+  config = tiny.get_config()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+    method = methods.from_config(config)
+  made = jax.jit(lambda key: method.init(key, start.example_batch(config)))(jax.random.key(0))
+  return method, state.inference_variables(made)
+
+
+def test_images_do_not_depend_on_the_batch(fresh):
+  """Seeds 0..63 with a stochastic sampler, in batches of 64 and of 8; seven of them alone, in another order."""
+  config = config_of(sampler="ddpm", num_steps=4)
+  whole = sampling.generate(config, *fresh, np.arange(64), batch_size=64)
+  assert whole.shape == (64, 8, 8, 1) and np.std(whole) > 0.01
+  assert len(np.unique(whole[:, 0, 0, 0])) == 64
+  np.testing.assert_allclose(sampling.generate(config, *fresh, np.arange(64), batch_size=8), whole, atol=1e-4)
+  some = np.array([60, 3, 17, 3, 41, 0, 63])
+  np.testing.assert_allclose(sampling.generate(config, *fresh, some, batch_size=64), whole[some], atol=1e-4)
+  np.testing.assert_allclose(sampling.generate(config, *fresh, [17], batch_size=1), whole[[17]], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_one_device_gives_the_images_of_eight(fresh, count):
+  """`generate` lays batches over the eight devices; `sample` on one device, whatever the batch, gives the same."""
+  method, variables = fresh
+  config, seeds = config_of(sampler="ddpm", num_steps=4), np.arange(count)
+  grid = sampling.grid_of(config.sampling, method.process)
+  keys = jax.device_put(sampling.keys_of(seeds), jax.devices()[0])
+  one = sampling.sample(method, variables, keys, (8, 8, 1), grid, "ddpm", labels=jnp.asarray(seeds % 10))
+  assert one.sharding.device_set == {jax.devices()[0]}
+  np.testing.assert_allclose(sampling.generate(config, method, variables, seeds, batch_size=64), one, atol=1e-4)
+
+
+def test_batches_are_worked_on_by_all_devices(exact, monkeypatch):
+  """The images of a batch come out spread over the eight devices."""
+  seen, sample = [], sampling.sample
+  monkeypatch.setattr(sampling, "sample", lambda *a, **k: seen.append(sample(*a, **k)) or seen[-1])
+  generate(exact, range(64))
+  assert [len(images.sharding.device_set) for images in seen] == [8]
+  assert {shard.data.shape[0] for shard in seen[0].addressable_shards} == {8}
+
+
+@pytest.mark.parametrize("sampler", methods.edm.SAMPLERS)
+def test_a_fresh_network_runs_with_every_sampler(fresh, sampler):
+  """Finite images, and for the deterministic ones the same from the same seed whatever the other seeds are."""
+  images = sampling.generate(config_of(sampler=sampler, num_steps=2), *fresh, np.arange(8))
+  assert images.shape == (8, 8, 8, 1) and images.dtype == np.float32 and np.isfinite(images).all()
+
+
+def test_progress_counts_every_image_once(exact):
+  counted = []
+  method = exact.method()
+  sampling.generate(config_of(), method, VARIABLES, range(20), batch_size=8, progress=counted.append)
+  assert counted == [8, 8, 4]
+
+
+# --- labels, guidance, trajectories -----------------------------------------------------------------------------------
+
+
+def test_labels_are_the_seeds_by_default(exact):
+  """Seed modulo ten; labels of −1 are none. Means over forty images a class."""
+  config, seeds, error = config_of(num_steps=18), np.arange(400), 4 * np.sqrt(S2 / (40 * 64))
+  means = sampling.generate(config, exact.method(), VARIABLES, seeds, batch_size=400).mean((1, 2, 3))
+  np.testing.assert_allclose(means.reshape(40, 10).mean(0), np.arange(10) / 10, atol=error)
+  without = sampling.generate(config, exact.method(), VARIABLES, seeds, -np.ones(400, int), batch_size=400)
+  assert abs(without.mean() + 0.2) < error
+
+
+def test_guidance_of_one_is_none(exact):
+  method, keys, labels = exact.method(), sampling.keys_of(range(3)), jnp.arange(3)
+  call = lambda **k: sampling.sample(method, VARIABLES, keys, (8, 8, 1), times.edm_grid(6), "euler", **k)
+  np.testing.assert_allclose(call(labels=labels, guidance=1.0), call(labels=labels), atol=1e-5)
+  np.testing.assert_allclose(call(labels=labels, guidance=0.0), call(labels=-jnp.ones(3, int)), atol=1e-5)
+
+
+@pytest.mark.parametrize("w", [0.5, 3.0])
+def test_guidance_of_gaussians_moves_their_mean(exact, w):
+  """The guided denoiser of two Gaussians of equal width is that of their mean m_u + w·(m_c − m_u)."""
+  method, keys = exact.method(), sampling.keys_of(range(3))
+  call = lambda variables, **k: sampling.sample(method, variables, keys, (8, 8, 1), times.edm_grid(6), "heun", **k)
+  got = call(VARIABLES, labels=jnp.full(3, 4), guidance=w)
+  np.testing.assert_allclose(got, call({"none": -0.2 + w * 0.6}), atol=1e-4)
+
+
+def test_a_trajectory_holds_the_states_of_the_grid(exact):
+  """From the prior to the images, each by Euler's rule x + (s − t)(x − D)/t from the one before."""
+  grid, keys = times.edm_grid(5), sampling.keys_of(range(2))
+  images, states = sampling.sample(exact.method(), VARIABLES, keys, (8, 8, 1), grid, "euler", trajectory=True)
+  assert states.shape == (6, 2, 8, 8, 1)
+  np.testing.assert_array_equal(states[-1], images)
+  np.testing.assert_allclose(states[0], process.EDM().prior(keys, (8, 8, 1), grid[0]), rtol=1e-6)
+  for x, after, t, s in zip(np.asarray(states[:-1], float), states[1:], grid[:-1], grid[1:]):
+    best = -0.2 + S2 / (S2 + t**2) * (x + 0.2)
+    np.testing.assert_allclose(after, x + (s - t) * (x - best) / t, rtol=1e-4, atol=1e-4)
+  plain = sampling.sample(exact.method(), VARIABLES, keys, (8, 8, 1), grid, "euler")
+  np.testing.assert_allclose(plain, images, atol=1e-6)
+
+
+def test_the_prior_has_the_largest_noise_level(exact):
+  """One DDIM step from σ_max lands on D(x), so the images are the mean and a share S2/(S2 + σ²) of the prior."""
+  images = generate(exact, np.arange(8), sampler="ddim", num_steps=1, sigma_max=50.0)
+  x = 50 * np.asarray(jax.vmap(lambda k: process.EDM().prior(k[None], (8, 8, 1), 1.0)[0])(sampling.keys_of(range(8))))
+  m = (np.arange(8) / 10)[:, None, None, None]
+  np.testing.assert_allclose(images, m + S2 / (S2 + 2500) * (x - m), atol=1e-5)
+
+
+def test_evaluations_are_counted(exact):
+  """2N − 1 for Heun, N else, twice that with guidance."""
+  count = lambda **fields: sampling.evaluations(config_of(**fields).sampling)
+  assert count(sampler="heun", num_steps=18) == 35
+  assert count(sampler="ddim", num_steps=18) == 18
+  assert count(sampler="heun", num_steps=18, guidance=2.0) == 70
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sampler_that_the_method_lacks_is_an_error_with_its_list(exact):
+  with pytest.raises(ValueError, match="heun, euler, ddim, ddpm, decoupled.*'dddm'"):
+    sampling.sample(exact.method(), VARIABLES, sampling.keys_of([0]), (8, 8, 1), times.edm_grid(3), "dddm")
+
+
+def test_guidance_without_labels_is_an_error(exact):
+  with pytest.raises(ValueError, match=r"guidance needs labels"):
+    sampling.sample(exact.method(), VARIABLES, sampling.keys_of([0]), (8, 8, 1), times.edm_grid(3), guidance=2.0)
