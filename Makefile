@@ -14,7 +14,7 @@ STAMP := $(VENV)/installed-$(subst /,_,$(PYTHON))-$(or $(subst /,_,$(CONSTRAINTS
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train configs/edm_digits.py in WORKDIR ($(WORKDIR); resumed if it exists), score it, sample from it"
+	@echo "make demo    train configs/edm_digits.py in WORKDIR ($(WORKDIR); resumed if it exists), sample, score"
 	@echo "make test    run the tests; PYTEST_ARGS=\"tests/test_times.py -k edm\" for some, WORKERS=0 in one process"
 	@echo "make lint    run ruff"
 	@echo "Options: PYTHON=python3.12 for another Python, CONSTRAINTS= for the newest versions of everything."
@@ -22,9 +22,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/python experiments/train.py --config=configs/edm_digits.py --workdir=$(WORKDIR)
 	$(BIN)/python experiments/evaluate.py --workdir=$(WORKDIR)
-	$(BIN)/python experiments/sample.py --workdir=$(WORKDIR) --seeds=0-99 --overwrite
-	@echo "Digits, one class a column:  $(WORKDIR)/samples/sample.png"
-	@echo "While it trained:            $(WORKDIR)/samples/step_*.png"
+	@echo "Digits from seeds 0-99, one class a column: $(WORKDIR)/samples/evaluation.png"
+	@echo "While it trained:                           $(WORKDIR)/samples/step_*.png"
+	@echo "More: $(BIN)/python experiments/sample.py --workdir=$(WORKDIR) --seeds=0-63 --label=3 --guidance=1.5"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

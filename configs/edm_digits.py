@@ -19,8 +19,8 @@ def get_config():
   c.optimizer.warmup_images = 10_000
   c.ema.half_life_images = 20_000
   c.train.batch_size = 32
-  c.train.num_steps = 1_200
+  c.train.num_steps = 1_000
   c.train.log_every = 50
-  c.train.checkpoint_every = 400
-  c.train.sample_every = 1_200
+  c.train.checkpoint_every = 250
+  c.train.sample_every = 500
   return c

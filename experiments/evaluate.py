@@ -2,7 +2,7 @@
 
   python experiments/evaluate.py --workdir=runs/edm_digits --num_steps=18
 
-Appends one JSON line to WORKDIR/evaluation.jsonl.
+Appends one JSON line to WORKDIR/evaluation.jsonl and draws the first images in WORKDIR/samples/evaluation.png.
 """
 
 import json
@@ -16,6 +16,7 @@ from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import digits, memorisation
+from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
@@ -36,6 +37,9 @@ def main():
 
   with tqdm(total=_NUM_IMAGES.value, unit="img", desc="sample") as bar:
     images = sampling.generate(config, method, variables, np.arange(_NUM_IMAGES.value), progress=bar.update)
+  folder = epath.Path(_WORKDIR.value) / "samples"
+  folder.mkdir(parents=True, exist_ok=True)
+  images_lib.save_png(folder / "evaluation.png", images[:100], columns=10, scale=4, overwrite=True)
   train = sources.load("digits", "train")
   train = train.gather(np.arange(len(train)))["image"]
   references = digits.references()
