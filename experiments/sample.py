@@ -30,14 +30,17 @@ def main():
     if path.exists() and not _OVERWRITE.value:
       raise cli.UsageError(f"--out={out}: {path} is already there; pass --overwrite or another --out")
   config = with_sampler_flags(checkpoint.read_config(_WORKDIR.value))
-  method, variables, step = checkpoint.load_for_inference(_WORKDIR.value, _STEP.value, config)
   labels = sampling.default_labels(config, seeds)
   if _LABEL.value is not None:
     if not 0 <= _LABEL.value < config.data.num_classes:
       raise cli.UsageError(f"--label={_LABEL.value}: this run has {config.data.num_classes} classes")
     labels = np.full(len(seeds), _LABEL.value)
+  method, variables, step = checkpoint.load_for_inference(_WORKDIR.value, _STEP.value, config)
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise cli.UsageError(f"--out={out}: {error}") from None
   images = sampling.generate(config, method, variables, seeds, labels)
-  out.parent.mkdir(parents=True, exist_ok=True)
   images_lib.save_png(png, images, scale=4, overwrite=True)
   with npz.open("wb") as file:
     np.savez(file, images=images_lib.to_uint8(images), seeds=seeds, **({} if labels is None else {"labels": labels}))

@@ -207,7 +207,7 @@ def test_the_prior_has_the_largest_noise_level(exact):
   images = generate(exact, np.arange(8), sampler="ddim", num_steps=1, sigma_max=50.0)
   x = 50 * np.asarray(jax.vmap(lambda k: process.EDM().prior(k[None], (8, 8, 1), 1.0)[0])(sampling.keys_of(range(8))))
   m = (np.arange(8) / 10)[:, None, None, None]
-  np.testing.assert_allclose(images, m + S2 / (S2 + 2500) * (x - m), atol=1e-5)
+  np.testing.assert_allclose(images, m + S2 / (S2 + 2500) * (x - m), atol=1e-4)  # x is some 100: 1e-5 is its rounding
 
 
 def test_evaluations_are_counted(exact):

@@ -67,7 +67,7 @@ def train(config, workdir) -> state_lib.TrainState:
   batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
   clock, clock_step = time.perf_counter(), first
 
-  with contextlib.closing(batches), _sigterm() as stop:
+  with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(batches), _sigterm() as stop:
     for batch in batches:
       state = run(state, batch, key)
       step += per_call
@@ -85,8 +85,6 @@ def train(config, workdir) -> state_lib.TrainState:
       if stop:
         logging.warning("stopped by SIGTERM at step %d; saved", step)
         break
-  checkpoints.close()
-  writer.close()
   return parallel.unreplicate(state)
 
 

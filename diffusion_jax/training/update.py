@@ -25,8 +25,9 @@ def optimizer(config) -> optax.GradientTransformation:
 
 
 def learning_rate(config, images_seen: Array) -> Array:
-  """Equation (1); config is config.optimizer."""
-  return config.learning_rate * jnp.minimum(images_seen / max(config.warmup_images, 1e-8), 1.0)
+  """Equation (1), the whole rate at once for warmup_images = 0; config is config.optimizer."""
+  ramp = jnp.minimum(images_seen / config.warmup_images, 1.0) if config.warmup_images else 1.0
+  return config.learning_rate * ramp
 
 
 def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
@@ -80,7 +81,7 @@ def apply_gradients(
   """
   if axis_name is not None:
     loss, grads = jax.lax.pmean((loss, grads), axis_name)
-  norm = optax.global_norm(grads)
+  norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   images_seen = state.step.astype(jnp.float32) * config.train.batch_size
   rate = learning_rate(config.optimizer, images_seen)

@@ -38,9 +38,9 @@ def test_the_learning_rate_rises_linearly_in_images():
   np.testing.assert_allclose(got, 0.5 * np.minimum(images / 1000, 1), rtol=1e-6)
 
 
-def test_without_warm_up_the_rate_is_whole_from_the_second_step():
+def test_without_warm_up_the_rate_is_whole_from_the_first_step():
   config = config_of(**{"optimizer.learning_rate": 0.5, "optimizer.warmup_images": 0}).optimizer
-  assert update.learning_rate(config, jnp.float32(8)) == 0.5
+  assert update.learning_rate(config, jnp.float32(0)) == 0.5
 
 
 def test_an_average_halves_its_past_in_a_half_life():
