@@ -61,7 +61,7 @@ def train(config, workdir) -> state_lib.TrainState:
   run = parallel.pmap_update(update.windowed(method.update, config.train.log_every), per_call)
   slots = parallel.host_slots(config.train.batch_size)
   read = lambda k: batching.batch(source, config.seed, k, config.train.batch_size, *slots)
-  make_batch = lambda start: parallel.shard([read(k) for k in range(start, start + per_call)])
+  make_batch = lambda k: parallel.shard([read(k + i) for i in range(per_call)])
   key = start.train_key(config)
   writer = writers.Writer(workdir, first, num_steps, config.train.batch_size, jax.process_index() == 0)
   batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
