@@ -23,14 +23,17 @@ def default() -> ConfigDict:
   c = ConfigDict()
   c.method = "edm"
   c.seed = 0  # of everything: initialisation, order of the data, noise
+  c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl)
 
   c.data = ConfigDict()
-  c.data.name = "digits"
+  c.data.name = "digits"  # digits, photos, zip
+  c.data.path = ""  # of the zip
   c.data.split = "train"
   c.data.resolution = 8
   c.data.channels = 1
   c.data.num_classes = 10  # 0 trains without labels
   c.data.flip = False  # mirror half of the images
+  c.data.augment = 0.0  # probability of each transform of EDM's augmentation (which mirrors too); 0 turns it off
 
   c.network = ConfigDict()
   c.network.arch = "ddpmpp"  # ddpmpp, ncsnpp, adm
@@ -41,6 +44,7 @@ def default() -> ConfigDict:
   c.network.dropout = 0.13
   c.network.dtype = "float32"  # of products; parameters are float32
   c.network.remat = False  # recompute activations in the backward pass
+  c.network.freqs = ()  # frequencies of ncsnpp's Fourier embedding; () is the fixed draw that all networks share
 
   c.label_dropout = 0.0  # share of examples trained without their label, for classifier-free guidance
 
@@ -51,6 +55,7 @@ def default() -> ConfigDict:
   c.edm.p_mean = -1.2
   c.edm.p_std = 1.2
   c.edm.weight = "edm"  # edm: (σ² + σ_data²)/(σσ_data)²; inverse_variance: 1/σ²
+  c.edm.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a second head learns the reverse variance; .001 in the paper
 
   c.optimizer = ConfigDict()  # Adam
   c.optimizer.learning_rate = 1e-3
@@ -59,6 +64,8 @@ def default() -> ConfigDict:
   c.optimizer.beta2 = 0.999
   c.optimizer.epsilon = 1e-8
   c.optimizer.clip_norm = 0.0  # 0 does not clip
+  c.optimizer.loss_scale = 1.0  # multiplies the loss before the backward pass; float16 needs 100 and more
+  c.optimizer.loss_scale_growth = 0  # updates in a row after which it doubles; one not finite halves it. 0: fixed
 
   c.ema = ConfigDict()
   c.ema.half_life_images = 500_000
@@ -78,28 +85,132 @@ def default() -> ConfigDict:
   c.sampling = ConfigDict()
   c.sampling.sampler = "heun"
   c.sampling.num_steps = 18
-  c.sampling.sigma_min = 0.002
-  c.sampling.sigma_max = 80.0
-  c.sampling.rho = 7.0
+  c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm
+  c.sampling.process = "own"  # x_t = s(t)·(x_0 + σ(t)·ε): own, the method's; edm, vp, ve
+  c.sampling.sigma_min = 0.0  # 0: the grid's own, .002 for edm
+  c.sampling.sigma_max = 0.0  # 0: the grid's own, 80 for edm
+  c.sampling.rho = 7.0  # of the edm grid
   c.sampling.churn = 0.0  # S_churn, for euler and heun; with S_tmin, S_tmax, S_noise
   c.sampling.s_min = 0.0
   c.sampling.s_max = 1e6
   c.sampling.s_noise = 1.0
   c.sampling.eta = 0.0  # for ddim: 0 deterministic, 1 ancestral
+  c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
+  c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
   c.lock()
   return c
 
 
+def small() -> ConfigDict:
+  """`default`, made small: a U-Net of .75M parameters on the digits, for minutes on a CPU."""
+  c = default()
+  c.network.update(channels=32, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,), dropout=0.0)
+  c.label_dropout = 0.1
+  c.optimizer.update(learning_rate=2e-3, warmup_images=10_000)
+  c.ema.half_life_images = 20_000
+  c.train.update(batch_size=32, log_every=50)
+  return c
+
+
+# The columns of EDM's Table 1: how a denoiser is trained, and its own way of sampling.
+_TABLE_1 = {
+  "vp": dict(
+    network=dict(arch="ddpmpp"),
+    edm=dict(preconditioner="vp", noise="vp", weight="inverse_variance"),
+    sampling=dict(sampler="euler", grid="vp", process="vp"),
+  ),
+  "ve": dict(
+    network=dict(arch="ncsnpp"),
+    edm=dict(preconditioner="ve", noise="log_uniform", weight="inverse_variance"),
+    sampling=dict(sampler="euler", grid="ve", process="ve"),
+  ),
+  "iddpm": dict(
+    network=dict(arch="adm"),
+    edm=dict(preconditioner="iddpm", noise="iddpm", weight="inverse_variance"),
+    sampling=dict(sampler="euler", grid="iddpm", process="edm"),
+  ),
+  "edm": dict(
+    edm=dict(preconditioner="edm", noise="lognormal", weight="edm"),
+    sampling=dict(sampler="heun", grid="edm", process="edm"),
+  ),
+}
+
+
+def set_table1(config: ConfigDict, training: str, sampling: str | None = None):
+  """Puts columns of EDM's Table 1 into a config: that column's training and network, that column's sampling.
+
+  Args:
+    config: changed in place.
+    training: vp, ve, iddpm or edm (which leaves the network as it is).
+    sampling: the same, `training` if None; the training is independent of it.
+
+  Raises:
+    ConfigError: there is no such column.
+  """
+  column = choose("edm", training, _TABLE_1)
+  config.network.update(column.get("network", {}))
+  config.edm.update(column["edm"])
+  config.sampling.update(choose("sampling", sampling or training, _TABLE_1)["sampling"])
+
+
+def set_table2(
+  config: ConfigDict, column: str, letter: str, baseline: dict, tuned: dict, channel_mult: tuple[int, ...]
+):
+  """Puts a row of EDM's Table 2 into a config: config A, the baseline, and one change a letter up to F.
+
+  A is the training of Song et al. 2021. B takes the tuned hyper-parameters, C redistributes the network's capacity, D
+  takes EDM's preconditioning, E its noise law and weight, F the augmentation in place of mirroring. All are sampled by
+  EDM's deterministic sampler.
+
+  Args:
+    config: changed in place.
+    column: of VP and VE, which differ in network, and up to C in preconditioning and up to D in loss: vp or ve.
+    letter: A to F.
+    baseline: fields (by dotted names) of A.
+    tuned: fields from B on; data.augment among them holds for F alone.
+    channel_mult: the network's, from C on.
+
+  Raises:
+    ConfigError: there is no such column or letter.
+  """
+  choose("column", column, ("vp", "ve"))
+  choose("letter", letter, tuple("ABCDEF"))
+  set_table1(config, column, "edm")
+  config.data.flip = letter < "F"
+  fields = baseline if letter == "A" else {**tuned, "data.augment": tuned["data.augment"] if letter == "F" else 0.0}
+  config.update_from_flattened_dict(fields)
+  if letter >= "C":
+    config.network.channel_mult = channel_mult
+  if letter >= "D":
+    config.edm.preconditioner = "edm"
+  if letter >= "E":
+    config.edm.update(noise="lognormal", weight="edm")
+
+
+# Config A of Table 2, the training of Song et al. 2021 on images of 32×32; EMA decay .9999 at batch 128.
+SONG_BASELINE = {
+  "train.batch_size": 128,
+  "train.num_steps": 1_562_500,  # 200 million images
+  "optimizer.learning_rate": 2e-4,
+  "optimizer.warmup_images": 640_000,
+  "optimizer.clip_norm": 1.0,
+  "ema.half_life_images": 887_000,
+  "ema.ramp_up": 0.0,
+  "network.channel_mult": (1, 2, 2, 2),
+  "network.dropout": 0.1,
+}
+
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.p_std", "optimizer.learning_rate", "train.batch_size",
   "train.num_steps", "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every",
-  "train.keep_checkpoints", "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.sigma_min",
-  "sampling.rho", "ema.half_life_images", "optimizer.epsilon",
+  "train.keep_checkpoints", "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.snr",
+  "sampling.rho", "ema.half_life_images", "optimizer.epsilon", "optimizer.loss_scale",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
-  "sampling.churn", "sampling.s_min", "sampling.eta",
+  "sampling.churn", "sampling.s_min", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max", "edm.vlb_weight",
+  "optimizer.loss_scale_growth",
 )  # fmt: skip
 
 
@@ -127,8 +238,14 @@ def check(config: ConfigDict, device_count: int | None = None):
   for field in ("label_dropout", "optimizer.beta1", "optimizer.beta2"):
     if not 0 <= given[field] < 1:
       raise wrong(field, given[field], "must be in [0, 1)")
+  if not 0 <= config.data.augment <= 1:
+    raise wrong("data.augment", config.data.augment, "must be a probability in [0, 1]")
+  if config.data.augment and config.data.flip:
+    raise wrong("data.flip", True, "must be False with data.augment, which mirrors half of the images itself")
+  if config.edm.vlb_weight and (config.edm.preconditioner, config.edm.noise) != ("iddpm", "iddpm"):
+    raise wrong("edm.vlb_weight", config.edm.vlb_weight, "must be 0 unless edm.preconditioner and edm.noise are iddpm")
   sampling = config.sampling
-  if sampling.sigma_max < sampling.sigma_min:
+  if sampling.sigma_max and sampling.sigma_max < sampling.sigma_min:
     raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
   if sampling.churn and sampling.sampler not in ("euler", "heun"):
     raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
@@ -146,11 +263,11 @@ def check(config: ConfigDict, device_count: int | None = None):
 
 
 def choose(field: str, value: str, choices):
-  """choices[value], or a ConfigError that names the nearest choice."""
+  """choices[value] of a dict, or `value` of a tuple; a ConfigError that names the nearest choice if it is none."""
   if value not in choices:
     near = difflib.get_close_matches(str(value), choices, 1, 0.0)
     raise wrong(field, value, f"expected one of {', '.join(choices)}" + (f"; nearest: {near[0]}" if near else ""))
-  return choices[value]
+  return choices[value] if isinstance(choices, dict) else value
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
@@ -175,7 +292,8 @@ def _check_type(field, value, example):
   if wanted is float:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
   if wanted is tuple:
-    fits = isinstance(value, tuple) and all(isinstance(v, type(example[0])) for v in value)
+    item = type(example[0]) if example else float
+    fits = isinstance(value, tuple) and all(isinstance(v, item) for v in value)
   if not fits:
-    name = f"tuple of {type(example[0]).__name__}" if wanted is tuple else wanted.__name__
+    name = f"tuple of {item.__name__}" if wanted is tuple else wanted.__name__
     raise wrong(field, value, f"expected {name}, got {type(value).__name__}")

@@ -1,17 +1,36 @@
 """The config tree: what every file under configs/ must satisfy, and the one-line errors of a wrong one."""
 
 import importlib.util
+import io
+import json
 import re
+import zipfile
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
-from diffusion_jax.training import checkpoint, loop
+from diffusion_jax import methods, sampling
+from diffusion_jax.training import checkpoint, loop, start
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+ROOT = Path(__file__).parents[1] / "configs"
+_LETTERS = [f"{network}-{letter}" for network in ("vp", "ve") for letter in "ABCDEF"]
+# What may follow the colon of --config=FILE:ROW.
+ROWS = {
+  "edm_cifar10": [f"{classes}-{row}" for classes in ("cond", "uncond") for row in _LETTERS],
+  "edm_ffhq64": _LETTERS,
+  "edm_afhqv2_64": _LETTERS,
+  "ablations/table1_digits": ["vp", "ve", "iddpm", "edm", "iddpm_vlb"],
+  "ablations/table2_digits": _LETTERS,
+  "ablations/table2_photos": _LETTERS,
+  "ablations/sampling_digits": [f"{t}-{g}-{p}-heun" for t, g, p in zip(("vp", "iddpm"), ("ve", "edm"), ("edm", "ve"))],
+}
+FILES = [str(path.relative_to(ROOT).with_suffix("")) for path in sorted(ROOT.rglob("*.py"))]
+CONFIGS = [(name, row) for name in FILES for row in ROWS.get(name, [None])]
 
 
 def load(path):
@@ -23,7 +42,7 @@ def load(path):
 
 def with_(**fields):
   """The demo's config with {"train__batch_size": 3}-like changes, types unchecked."""
-  config = load(Path(__file__).parents[1] / "configs" / "edm_digits.py").get_config()
+  config = load(ROOT / "edm_digits.py").get_config()
   with config.unlocked(), config.ignore_type():
     for name, value in fields.items():
       *sections, field = name.split("__")
@@ -35,18 +54,67 @@ def with_(**fields):
   return config
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_file_can_be_run(path, tmp_path):
+def get_config(name, row):
+  module = load(ROOT / f"{name}.py")
+  return module, module.get_config() if row is None else module.get_config(row)
+
+
+def small_zip(path, config):
+  """One black image of every class, of the size that the config names."""
+  data = io.BytesIO()
+  shape = (config.data.resolution, config.data.resolution, config.data.channels)
+  Image.fromarray(np.zeros(shape, np.uint8)).save(data, "png")
+  names = [f"00000/img{i:08d}.png" for i in range(max(config.data.num_classes, 1))]
+  with zipfile.ZipFile(path, "w") as archive:
+    for name in names:
+      archive.writestr(name, data.getvalue())
+    archive.writestr("dataset.json", json.dumps({"labels": [[name, i] for i, name in enumerate(names)]}))
+
+
+@pytest.mark.parametrize("name, row", CONFIGS)
+def test_every_config_file_can_be_run(name, row, tmp_path):
   """It passes the checks for eight devices, makes a method, fits its data, and comes back from disk as it was."""
-  module = load(path)
-  config = module.get_config()
+  module, config = get_config(name, row)
   config_lib.check(config, 8)
   methods.from_config(config)
+  if config.data.name == "zip":
+    assert config.data.path in module.__doc__
+    config.data.path = str(tmp_path / "data.zip")
+    small_zip(config.data.path, config)
   loop.load_source(config)
   checkpoint.write_config(tmp_path, config)
   old, new = config_lib.flatten(config), config_lib.flatten(checkpoint.read_config(tmp_path))
   assert old == new and [type(v) for v in old.values()] == [type(new[k]) for k in old]
-  assert f"--config=configs/{path.name}" in module.__doc__
+  assert f"--config=configs/{name}.py" in module.__doc__
+
+
+# The networks' sizes (PAPERS' table; the paper's Table 7 and the published checkpoints).
+SIZES = [
+  ("edm_cifar10", "cond-vp-F", 55_735_299), ("edm_cifar10", "uncond-ve-F", 56_397_827),
+  ("edm_ffhq64", "vp-F", 61_805_571), ("edm_afhqv2_64", "ve-F", 62_761_091), ("edm_imagenet64", None, 295_899_267),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, row, count", SIZES)
+def test_the_published_configs_have_the_published_networks(name, row, count):
+  _, config = get_config(name, row)
+  method = methods.from_config(config)
+  params = jax.eval_shape(method.init, jax.random.key(0), start.example_batch(config)).params
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_the_letters_of_table_2_change_what_the_paper_says():
+  rows = {letter: config_lib.flatten(get_config("edm_cifar10", f"uncond-vp-{letter}")[1]) for letter in "ABCDEF"}
+  changed = {
+    b: {field for field in rows[a] if rows[a][field] != rows[b][field]} for a, b in zip("ABCDE", "BCDEF")
+  }
+  assert changed["B"] == {
+    "train.batch_size", "train.num_steps", "optimizer.learning_rate", "optimizer.warmup_images", "optimizer.clip_norm",
+    "ema.half_life_images", "ema.ramp_up", "network.dropout",
+  }  # fmt: skip
+  assert changed["C"] == {"network.channel_mult"} and changed["D"] == {"edm.preconditioner"}
+  assert changed["E"] == {"edm.noise", "edm.weight"} and changed["F"] == {"data.flip", "data.augment"}
+  assert rows["F"]["train.batch_size"] * rows["F"]["train.num_steps"] == 200_000_000
 
 
 def test_the_default_is_a_valid_config():
@@ -73,7 +141,20 @@ WRONG = [
   ({"optimizer__beta1": 1.0}, r"config.optimizer.beta1 = 1.0: "),
   ({"optimizer__beta2": -0.5}, r"config.optimizer.beta2 = -0.5: "),
   ({"optimizer__epsilon": 0.0}, r"config.optimizer.epsilon = 0.0: "),
-  ({"sampling__sigma_max": 0.001}, r"config.sampling.sigma_max = 0.001: must be at least sampling.sigma_min"),
+  (
+    {"sampling__sigma_max": 0.001, "sampling__sigma_min": 0.002},
+    r"config.sampling.sigma_max = 0.001: must be at least sampling.sigma_min",
+  ),
+  ({"sampling__sigma_max": 0.001}, r"config.sampling.sigma_max = 0.001: must be at least sigma_min = 0.002"),
+  ({"sampling__grid": "emd"}, r"config.sampling.grid = 'emd': .*nearest: edm"),
+  ({"sampling__process": "vq"}, r"config.sampling.process = 'vq': .*nearest: v"),
+  ({"sampling__grid": "iddpm", "sampling__num_steps": 2000}, r"config.sampling.num_steps = 2000: .* levels"),
+  ({"sampling__variance": "learned"}, r"config.sampling.variance = 'learned': needs edm.vlb_weight"),
+  ({"edm__vlb_weight": 0.001}, r"config.edm.vlb_weight = 0.001: must be 0 unless"),
+  ({"data__augment": 1.5}, r"config.data.augment = 1.5: must be a probability"),
+  ({"data__augment": 0.1, "data__flip": True}, r"config.data.flip = True: must be False with data.augment"),
+  ({"optimizer__loss_scale": 0.0}, r"config.optimizer.loss_scale = 0.0: must be positive"),
+  ({"network__freqs": (1.0, 2.0), "network__arch": "ncsnpp"}, r"config.network.freqs = .* 32 numbers"),
   ({"sampling__sampler": "huen"}, r"config.sampling.sampler = 'huen': .*heun"),
   ({"sampling__sampler": "ddim", "sampling__churn": 5.0}, r"config.sampling.churn = 5.0: .*ddim"),
   ({"sampling__eta": 0.5}, r"config.sampling.eta = 0.5: .*heun"),
@@ -96,7 +177,8 @@ WRONG = [
 @pytest.mark.parametrize("changes, pattern", WRONG, ids=lambda v: "-".join(v) if isinstance(v, dict) else "")
 def test_a_wrong_field_is_one_line_with_name_value_and_expectation(changes, pattern):
   with pytest.raises(config_lib.ConfigError) as error:
-    methods.from_config(with_(**changes))
+    config = with_(**changes)
+    sampling.schedule_of(config.sampling, methods.from_config(config))
   assert re.search(pattern, str(error.value)), str(error.value)
   assert "\n" not in str(error.value)
 
@@ -119,7 +201,7 @@ def test_a_batch_must_divide_over_devices_and_parts(size, devices, accumulation)
 
 @pytest.mark.parametrize("changes, pattern", [
   ({"data__name": "digit"}, r"config.data.name = 'digit': .*nearest: digits"),
-  ({"data__split": "trian"}, r"config.data = 'digits/trian': "),
+  ({"data__split": "trian"}, r"config.data.split = 'trian': "),
   ({"data__resolution": 16}, r"config.data.resolution, data.channels = \(16, 16, 1\): digits has images \(8, 8, 1\)"),
   ({"data__channels": 3}, r"\(8, 8, 3\): digits has images \(8, 8, 1\)"),
   ({"data__num_classes": 7}, r"config.data.num_classes = 7: digits has 10"),

@@ -1,17 +1,23 @@
 """Where images come from: `load(name, split)` gives a Source, from which whole batches are gathered by index.
 
 A source is addressed, never iterated: which examples make up a step is decided in batching.py, so a source holds no
-state. The two sources here are built in: they come with scikit-learn and need no download.
+state. Digits and photos come with scikit-learn and need no download.
 """
 
 import dataclasses
 import difflib
 import functools
 import inspect
+import io
+import json
+import os
+import threading
+import zipfile
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+from etils import epath
 
 DIGITS_TEST = 297  # of 1,797 digits
 PHOTO_COLUMNS = {"train": (0, 480), "test": (480, 640)}  # the columns of each photograph that a split may see
@@ -103,6 +109,71 @@ class Patches:
     return {"image": images, "label": photo.reshape(-1).astype(np.int32)}
 
 
+class Zip:
+  """Images in a zip in the form of EDM's data sets, decoded when they are gathered.
+
+  The archive holds PNGs of one size, 00000/img00000000.png and so on, taken in the order of their names, and, for data
+  with classes, dataset.json: {"labels": [[name, int], …]}.
+  """
+
+  def __init__(self, split: str, path):
+    self.name, self.split, self.path = "zip", split, os.fspath(path)
+    try:
+      self._zip = zipfile.ZipFile(epath.Path(path).open("rb"))
+    except (OSError, zipfile.BadZipFile) as error:
+      raise ValueError(f"{self.path} cannot be read as a zip: {error}") from None
+    self._lock = threading.Lock()
+    self._files = sorted(name for name in self._zip.namelist() if name.lower().endswith(".png"))
+    if not self._files:
+      raise ValueError(f"{self.path} holds no PNG")
+    self._labels, self.num_classes = self._read_labels()
+    self.image_shape = self._decode(0).shape
+
+  def __len__(self):
+    return len(self._files)
+
+  def gather(self, indices):
+    indices = check_indices(indices, len(self))
+    images = [self._decode(i) for i in indices]
+    for i, image in zip(indices, images):
+      if image.shape != self.image_shape:
+        raise ValueError(f"{self._place(i)} has shape {image.shape}: expected {self.image_shape}, that of the first")
+    images = np.stack(images) if images else np.zeros((0, *self.image_shape), np.uint8)
+    return {"image": images, "label": self._labels[indices]}
+
+  def _place(self, i: int) -> str:
+    return f"{self.path}: {self._files[i]} (image {i})"
+
+  def _decode(self, i: int) -> np.ndarray:
+    """Image i, [H, W, C] uint8."""
+    import PIL.Image
+
+    with self._lock:  # an archive has one position
+      data = self._zip.read(self._files[i])
+    try:
+      image = np.asarray(PIL.Image.open(io.BytesIO(data)))
+    except (OSError, ValueError, SyntaxError) as error:
+      raise ValueError(f"{self._place(i)} cannot be read: {error}") from None
+    return image if image.ndim == 3 else image[..., None]
+
+  def _read_labels(self) -> tuple[np.ndarray, int]:
+    none = np.zeros(len(self._files), np.int32), 0
+    if "dataset.json" not in self._zip.namelist():
+      return none
+    try:
+      labels = json.loads(self._zip.read("dataset.json"))["labels"]
+      if labels is None:
+        return none
+      by_name = {name: int(label) for name, label in labels}
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(f"{self.path}: dataset.json cannot be read: {error!r}") from None
+    for i, name in enumerate(self._files):
+      if by_name.get(name, -1) < 0:
+        raise ValueError(f"{self._place(i)} has label {by_name.get(name)} in dataset.json: expected 0, 1, …")
+    labels = np.array([by_name[name] for name in self._files], np.int32)
+    return labels, int(labels.max()) + 1
+
+
 def check_indices(indices, size: int) -> np.ndarray:
   """Returns `indices` as an array; raises ValueError unless whole and [n], IndexError unless all lie in [0, size)."""
   indices = np.asarray(indices)
@@ -117,9 +188,9 @@ def load(name: str, split: str, **options) -> Source:
   """Opens a source by name.
 
   Args:
-    name: "digits" or "photos".
+    name: "digits", "photos" or "zip".
     split: which part; see the source's own function.
-    **options: the source's own: `photos` takes resolution and stride.
+    **options: the source's own: `photos` takes resolution and stride, `zip` the path of the archive.
 
   Raises:
     ValueError: an unknown name, split or option (with the nearest valid one), or an option out of range.
@@ -179,7 +250,20 @@ def photos(split: str, resolution: int = 32, stride: int = 4) -> Source:
   return Patches("photos", split, photographs, corners, resolution)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"digits": digits, "photos": photos}
+def zipped(split: str, path: str = "") -> Source:
+  """A zip of PNGs in the form of EDM's data sets, see `Zip`; "train" is all of it.
+
+  Args:
+    split: "train".
+    path: of the archive, local or remote as etils' epath knows them.
+  """
+  _known("split of source 'zip'", split, ("train",))
+  if not path:
+    raise ValueError("source 'zip' needs a path")
+  return Zip(split, path)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {"digits": digits, "photos": photos, "zip": zipped}
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,11 +1,15 @@
 """Sources: what the images are, and that splits share nothing."""
 
+import io
+import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import sklearn.datasets
+from PIL import Image
 
 from diffusion_jax.data import sources
 
@@ -111,3 +115,69 @@ def test_import_is_light():
   )
   out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert out.stdout.strip() == "[]"
+
+
+# --- zips in the form of EDM's data sets ------------------------------------------------------------------------------
+
+
+def png(image):
+  data = io.BytesIO()
+  Image.fromarray(image.squeeze()).save(data, "png")
+  return data.getvalue()
+
+
+def make_zip(path, images, labels=None, **more):
+  """An archive as EDM's tools make it, its members out of order; `more` are other members by name."""
+  names = [f"{i // 1000:05d}/img{i:08d}.png" for i in range(len(images))]
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    for name, image in reversed(list(zip(names, images))):
+      archive.writestr(name, image if isinstance(image, bytes) else png(image))
+    if labels is not None:
+      archive.writestr("dataset.json", json.dumps({"labels": [[n, int(l)] for n, l in zip(names, labels)]}))
+    for name, data in more.items():
+      archive.writestr(name, data)
+  return str(path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zips_hold_the_images_and_labels(tmp_path, channels):
+  images = np.random.default_rng(0).integers(0, 256, (7, 6, 6, channels)).astype(np.uint8)
+  labels = np.array([2, 0, 1, 1, 0, 4, 2])
+  source = sources.load("zip", "train", path=make_zip(tmp_path / "a.zip", images, labels, notes="no image"))
+  assert (len(source), source.image_shape, source.num_classes) == (7, (6, 6, channels), 5)
+  got = source.gather(np.array([5, 0, 5]))
+  assert got["image"].dtype == np.uint8 and got["label"].dtype == np.int32
+  np.testing.assert_array_equal(got["image"], images[[5, 0, 5]])
+  np.testing.assert_array_equal(got["label"], labels[[5, 0, 5]])
+
+
+@pytest.mark.parametrize("json_text", [None, '{"labels": null}'])
+def test_zips_without_labels_have_no_classes(tmp_path, json_text):
+  more = {} if json_text is None else {"dataset.json": json_text}
+  source = sources.load("zip", "train", path=make_zip(tmp_path / "a.zip", np.zeros((3, 4, 4, 3), np.uint8), **more))
+  assert source.num_classes == 0
+  np.testing.assert_array_equal(source.gather(np.arange(3))["label"], np.zeros(3))
+
+
+def test_what_is_wrong_with_a_zip_is_one_line(tmp_path):
+  good = np.zeros((3, 4, 4, 3), np.uint8)
+  name = "00000/img00000001.png"
+  load = lambda path: sources.load("zip", "train", path=str(path)).gather(np.arange(3))
+  (tmp_path / "text.zip").write_text("no zip")
+  cases = [
+    (tmp_path / "nothing.zip", "nothing.zip cannot be read as a zip"),
+    (tmp_path / "text.zip", "text.zip cannot be read as a zip"),
+    (make_zip(tmp_path / "empty.zip", []), "empty.zip holds no PNG"),
+    (make_zip(tmp_path / "bad.zip", [good[0], b"no png", good[0]]), f"bad.zip: {name} .image 1. cannot be read"),
+    (make_zip(tmp_path / "mixed.zip", [good[0], good[0][:2], good[0]]), f"{name} .image 1. has shape .2, 4, 3.: exp"),
+    (make_zip(tmp_path / "few.zip", good, [1, 2]), r"img00000002.png .image 2. has label None"),
+    (make_zip(tmp_path / "negative.zip", good, [1, -2, 0]), f"{name} .image 1. has label -2"),
+    (make_zip(tmp_path / "json.zip", good, **{"dataset.json": "{"}), "dataset.json cannot be read"),
+    (make_zip(tmp_path / "keys.zip", good, **{"dataset.json": "{}"}), "dataset.json cannot be read"),
+  ]
+  for path, pattern in cases:
+    with pytest.raises(ValueError, match=pattern) as error:
+      load(path)
+    assert "\n" not in str(error.value)
+  with pytest.raises(ValueError, match="needs a path"):
+    sources.load("zip", "train")

@@ -1,0 +1,20 @@
+"""Free mixing of EDM's Table 1: one column's training with another's grid, process and solver, on 8×8 digits.
+
+  python experiments/train.py --config=configs/ablations/sampling_digits.py:vp-edm-edm-heun --workdir=runs/vp_edm
+
+After the colon: TRAINING-GRID-PROCESS-SOLVER, the first two of vp, ve, iddpm, edm; the process (σ(t), s(t)) of vp, ve,
+edm; the solver any of the method's samplers. VP's β_d and β_min are solved anew for the grid's range of noise levels.
+"""
+
+from diffusion_jax import config as config_lib
+
+
+def get_config(choices="vp-edm-edm-heun"):
+  training, grid, process, solver = choices.split("-")
+  c = config_lib.small()
+  config_lib.set_table1(c, training)
+  c.sampling.update(grid=grid, process=process, sampler=solver)
+  c.train.num_steps = 1_200
+  c.train.checkpoint_every = 600
+  c.train.sample_every = 1_200
+  return c
