@@ -1,5 +1,6 @@
 """Checkpoints: atomic, asynchronous, kept by count, each with the config that made it."""
 
+import contextlib
 import json
 
 import orbax.checkpoint as ocp
@@ -124,12 +125,19 @@ def load_for_inference(workdir, step: int | None = None, config: ConfigDict | No
   """
   config = config or read_config(workdir)
   method = methods.from_config(config)
-  nothing = WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
-  if not (epath.Path(workdir) / "checkpoints").exists():
-    raise nothing
-  checkpoints = Checkpoints(workdir)
-  if checkpoints.latest_step() is None:
-    raise nothing
-  state = checkpoints.restore(start.template(method, config), step)
-  checkpoints.close()
+  state = restore(workdir, method, config, step)
   return method, state_lib.inference_variables(state), int(state.step)
+
+
+def restore(workdir, method: methods.Method, config: ConfigDict, step: int | None = None) -> TrainState:
+  """The newest state of a run, or that of `step`, on this machine's first device.
+
+  Raises:
+    WorkdirError: there is no checkpoint.
+  """
+  folder = epath.Path(workdir) / "checkpoints"
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir))) if folder.exists() else None
+    if checkpoints is None or checkpoints.latest_step() is None:
+      raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
+    return checkpoints.restore(start.template(method, config), step)

@@ -14,7 +14,7 @@ from diffusion_jax import methods, sampling
 from diffusion_jax.data import batching, sources
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint as checkpoint_lib
-from diffusion_jax.training import parallel, start, update, writers
+from diffusion_jax.training import parallel, start, update, warm, writers
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
@@ -42,7 +42,9 @@ def train(config, workdir) -> state_lib.TrainState:
     Diverged: config.train.max_skipped updates in a row had a non-finite loss or gradient.
   """
   config_lib.check(config, jax.device_count())
+  config = warm.resolve(config, workdir)
   method = methods.from_config(config, parallel.AXIS)
+  sampling.schedule_of(config.sampling, method)
   source = load_source(config)
   checkpoint_lib.check_workdir(workdir, config)
   checkpoint_lib.write_config(workdir, config)
@@ -51,6 +53,7 @@ def train(config, workdir) -> state_lib.TrainState:
   if checkpoints.latest_step() is None:
     fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
     state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast)()
+    state = warm.take(state, config) if config.init_from else state
   else:
     state = checkpoints.restore(start.template(method, config))
     logging.warning("resumed from step %d", state.step)
@@ -96,11 +99,12 @@ def load_source(config) -> sources.Source:
   """
   data = config.data
   config_lib.choose("data.name", data.name, sources.SOURCES)
-  options = {"resolution": data.resolution} if data.name == "photos" else {}
+  options = {"photos": {"resolution": data.resolution}, "zip": {"path": data.path}}.get(data.name, {})
   try:
     source = sources.load(data.name, data.split, **options)
   except ValueError as error:
-    raise config_lib.wrong("data", f"{data.name}/{data.split}", str(error)) from None
+    field = "data.path" if data.name == "zip" else "data.split"
+    raise config_lib.wrong(field, data[field.removeprefix("data.")], str(error)) from None
   shape = (data.resolution, data.resolution, data.channels)
   if source.image_shape != shape:
     raise config_lib.wrong("data.resolution, data.channels", shape, f"{data.name} has images {source.image_shape}")

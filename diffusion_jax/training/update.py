@@ -5,7 +5,8 @@
     ema  ← β·ema + (1 − β)·params
 
 Images seen are counted before the step, so the first average is the parameters themselves. An update whose loss or
-gradient is not finite changes nothing but the counters.
+gradient is not finite changes nothing but the counters. The loss may be scaled by a number before the backward pass, so
+that float16 gradients neither vanish nor overflow; the number is fixed, or grows until an update is not finite.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,37 @@ import optax
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Params
 
+LOSS_SCALE = "loss_scale"  # beside the roles of opt_state
+
 
 def optimizer(config) -> optax.GradientTransformation:
   """Adam without its learning rate, after clipping of the global norm if asked for (config.optimizer)."""
   adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam
+
+
+def init_optimizer(config, params: dict[str, Params]) -> dict:
+  """The optimizer state of every role of `params`, and of a dynamic loss scale: it and its count of good updates."""
+  states = {role: optimizer(config.optimizer).init(tree) for role, tree in params.items()}
+  if config.optimizer.loss_scale_growth:
+    states[LOSS_SCALE] = (jnp.float32(config.optimizer.loss_scale), jnp.int32(0))
+  return states
+
+
+def loss_scale(config, state: TrainState) -> Array | float:
+  """The number that the loss is multiplied with before the backward pass; config is config.optimizer."""
+  return state.opt_state[LOSS_SCALE][0] if config.loss_scale_growth else config.loss_scale
+
+
+def _next_loss_scale(config, state: TrainState, finite: Array) -> dict:
+  """The loss scale after an update: halved if it was not finite, doubled after loss_scale_growth good ones in a row."""
+  if not config.loss_scale_growth:
+    return {}
+  scale, good = state.opt_state[LOSS_SCALE]
+  good = jnp.where(finite, good + 1, 0)
+  grow = good == config.loss_scale_growth
+  scale = jnp.where(finite, jnp.where(grow, 2 * scale, scale), jnp.maximum(scale / 2, 1.0))
+  return {LOSS_SCALE: (scale, jnp.where(grow, 0, good))}
 
 
 def learning_rate(config, images_seen: Array) -> Array:
@@ -38,7 +65,7 @@ def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
   return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
 
 
-def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1):
+def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1, scale: Array | float = 1.0):
   """((loss, metrics), gradients), averaged over the batch, in `accumulation` parts to save memory.
 
   Args:
@@ -46,8 +73,17 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1)
     params: what to differentiate by.
     batch: pytree of [B, ...].
     accumulation: number of equal parts of the batch that pass one after another.
+    scale: multiplies the loss in the backward pass; what is returned is divided by it.
   """
-  value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+  def scaled(params, batch):
+    value, metrics = loss(params, batch)
+    return scale * value, (value, metrics)
+
+  def value_and_grad(params, batch):
+    (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(params, batch)
+    return out, jax.tree.map(lambda g: g / scale, grads)
+
   if accumulation == 1:
     return value_and_grad(params, batch)
   parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
@@ -95,7 +131,7 @@ def apply_gradients(
   state = state.replace(
     params={**state.params, role: params},
     ema={**state.ema, role: ema},
-    opt_state={**state.opt_state, role: opt_state},
+    opt_state={**state.opt_state, role: opt_state, **_next_loss_scale(config.optimizer, state, finite)},
     skipped=state.skipped + ~finite,
     skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
   )

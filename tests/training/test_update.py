@@ -147,6 +147,27 @@ def test_an_update_that_is_not_finite_changes_nothing_but_counters(loss, grad):
   assert not np.array_equal(good.params["net"]["w"], after.params["net"]["w"])
 
 
+def test_a_dynamic_loss_scale_halves_at_a_bad_update_and_doubles_after_good_ones():
+  """It never falls below 1, and the count of good updates begins again at a bad one and at a doubling."""
+  config = config_of(**{"optimizer.loss_scale": 8.0, "optimizer.loss_scale_growth": 3})
+  now = state.create({"net": {"w": jnp.ones(3)}}, update.init_optimizer(config, {"net": {"w": jnp.ones(3)}}))
+  scales = []
+  for loss in [1, 1, np.nan, 1, 1, 1, 1, np.nan, np.nan, np.nan, np.nan, np.nan, 1]:
+    now, _ = apply(Hashable(config), now, jnp.float32(loss), {"w": jnp.ones(3)})
+    scales.append(float(update.loss_scale(config.optimizer, now)))
+  assert scales == [8, 8, 4, 4, 4, 8, 8, 4, 2, 1, 1, 1, 1]
+  assert update.loss_scale(config_of(**{"optimizer.loss_scale": 100.0}).optimizer, now) == 100.0
+
+
+def test_a_scaled_loss_gives_the_same_loss_metrics_and_gradients():
+  loss = lambda params, batch: (jnp.mean(params["w"] * batch), {"m": jnp.sum(batch)})
+  batch, params = jnp.arange(8.0), {"w": jnp.float32(3.0)}
+  for accumulation in (1, 2):
+    plain = update.value_and_grad(loss, params, batch, accumulation)
+    scaled = update.value_and_grad(loss, params, batch, accumulation, jnp.float32(512.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), scaled, plain)
+
+
 def test_one_bad_device_skips_the_update_on_all():
   """The loss of one of eight devices is NaN: every copy of the state stays equal and unchanged."""
   config = config_of()

@@ -22,7 +22,7 @@ class Toy(nn.Module):
   poison: float = 0.0
 
   @nn.compact
-  def __call__(self, x, c_noise, labels=None, dropout_keys=None):
+  def __call__(self, x, c_noise, labels=None, augment=None, dropout_keys=None):
     labels = jnp.zeros((len(x), 10)) if labels is None else labels
     emb = layers.Linear(8, name="labels")(labels) + layers.Linear(8, name="noise")(c_noise[:, None])
     h = nn.silu(layers.Conv(8, name="conv0")(x) + emb[:, None, None])

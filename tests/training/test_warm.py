@@ -1,0 +1,84 @@
+"""Fine-tuning: a run starts from the averaged parameters of another, or of a published pickle."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from training import tiny, toy
+
+from diffusion_jax import methods
+from diffusion_jax.config import ConfigError
+from diffusion_jax.interop import edm_checkpoint
+from diffusion_jax.methods import base
+from diffusion_jax.training import checkpoint, loop, start, warm
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def published_config():
+  """The network of edm_tiny.pkl as a config of this library; its data are not there."""
+  kwargs = json.loads((GOLDEN / "nets.json").read_text())["edm_tiny"]["init_kwargs"]
+  c = tiny.get_config()
+  c.data.update(resolution=kwargs["img_resolution"], channels=kwargs["img_channels"], num_classes=kwargs["label_dim"])
+  c.data.update(augment=0.1, flip=False)
+  c.network.update(channels=kwargs["model_channels"], channel_mult=tuple(kwargs["channel_mult"]))
+  c.network.update(num_blocks=kwargs["num_blocks"], attention_resolutions=tuple(kwargs["attn_resolutions"]))
+  c.init_from = str(GOLDEN / "edm_tiny.pkl")
+  return c
+
+
+def zeros(config):
+  template = start.template(methods.from_config(config), config)
+  return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), template)
+
+
+def test_a_published_pickle_gives_its_parameters_to_both_copies():
+  config = published_config()
+  state = warm.take(zeros(config), config)
+  _, params = edm_checkpoint.load(config.init_from)
+  for tree in (state.params["net"], state.ema["net"]):
+    jax.tree.map(np.testing.assert_array_equal, tree, params)
+  assert state.params["net"]["map_layer0"]["kernel"] is not state.ema["net"]["map_layer0"]["kernel"]
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(state.opt_state))
+
+
+@pytest.mark.parametrize("change, pattern", [
+  (lambda c: c.network.update(channels=8), r"config.init_from = .*edm_tiny.pkl.: .*: shape .* there, shape "),
+  (lambda c: c.data.update(augment=0.0), r"config.init_from = .*: map_augment/kernel: shape .* there, no such"),
+  (lambda c: c.edm.update(preconditioner="vp"), r"config.edm.preconditioner = 'vp': init_from has 'edm'"),
+  (lambda c: setattr(c, "init_from", "nothing.pkl"), r"config.init_from = 'nothing.pkl': "),
+  (lambda c: setattr(c, "init_from", "no/run"), r"config.init_from = 'no/run': .*no run here"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_one_line(change, pattern):
+  config = published_config()
+  change(config)
+  with pytest.raises(ConfigError, match=pattern) as error:
+    warm.take(zeros(config), config)
+  assert "\n" not in str(error.value)
+
+
+def test_a_run_starts_from_the_averages_of_another(tmp_path, monkeypatch):
+  """Its first state holds them; Fourier frequencies come along, and a started run goes on without its source."""
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+  source = tiny.get_config()
+  source.train.update(num_steps=4, log_every=4)
+  source.network.freqs = (0.5, 1.0, 2.0, 4.0)
+  first = loop.train(source, tmp_path / "first")
+  config = tiny.get_config()
+  config.init_from = str(tmp_path / "first")
+  config.train.update(num_steps=2, log_every=2)
+  resolved = warm.resolve(config, tmp_path / "second")
+  assert resolved.network.freqs == source.network.freqs and config.network.freqs == ()
+  state = warm.take(start.create_state(methods.from_config(resolved), resolved), resolved)
+  jax.tree.map(np.testing.assert_array_equal, state.ema, first.ema)
+  jax.tree.map(np.testing.assert_array_equal, state.params, first.ema)
+  assert int(state.step) == 0
+
+  loop.train(config, tmp_path / "second")
+  assert checkpoint.read_config(tmp_path / "second").network.freqs == source.network.freqs
+  (tmp_path / "first").rename(tmp_path / "gone")
+  warm._source.cache_clear()
+  config.train.num_steps = 4
+  assert int(loop.train(config, tmp_path / "second").step) == 4
