@@ -2,13 +2,19 @@
 
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import methods
+from diffusion_jax.interop import edm_checkpoint
+from diffusion_jax.training import checkpoint
 from diffusion_jax.training.checkpoint import WorkdirError
 from diffusion_jax.training.loop import Diverged
+from diffusion_jax.types import Params
 
 
 class UsageError(ValueError):
@@ -69,6 +75,60 @@ def define_config():
     return holder.value
 
   return get
+
+
+class Model(NamedTuple):
+  """What is sampled from: a run's checkpoint, or a published one."""
+
+  config: ConfigDict
+  method: methods.Method
+  variables: Params
+  step: int | None  # of the checkpoint; None for a published one
+  name: str  # for messages
+
+
+class ModelFlags:
+  """The flags --workdir, --step, --checkpoint and those of config.sampling."""
+
+  def __init__(self):
+    self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+    self._step = flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
+    self._checkpoint = flags.DEFINE_string("checkpoint", None, "A published EDM pickle (.pkl), in place of a run.")
+    self._with_sampler_flags = define_sampler()
+
+  def folder(self) -> epath.Path:
+    """Where results go by default: the run's workdir; for a published checkpoint the working directory.
+
+    Raises:
+      UsageError: neither or both of --workdir and --checkpoint are given, or --step with a checkpoint.
+    """
+    if not self._workdir.value and not self._checkpoint.value:
+      raise UsageError("--workdir is missing: the folder of a trained run (or --checkpoint, a published EDM pickle)")
+    if self._checkpoint.value and (self._workdir.value or self._step.value is not None):
+      raise UsageError(f"--checkpoint={self._checkpoint.value}: goes without --workdir and --step")
+    return epath.Path(self._workdir.value or ".")
+
+  def open(self) -> Model:
+    """Loads the model; its config.sampling has the flags put in.
+
+    Raises:
+      UsageError: as `folder`, or the published checkpoint cannot be read.
+      WorkdirError, ConfigError: there is no such run or checkpoint, or a flag's value is wrong.
+    """
+    folder = self.folder()
+    if not self._checkpoint.value:
+      config = self._with_sampler_flags(checkpoint.read_config(folder))
+      method, variables, step = checkpoint.load_for_inference(folder, self._step.value, config)
+      return Model(config, method, variables, step, f"step {step}")
+    try:
+      denoise, params = edm_checkpoint.load(self._checkpoint.value)
+    except ValueError as error:
+      raise UsageError(f"--checkpoint={error}") from None
+    config, method = edm_checkpoint.as_run(denoise)
+    config = self._with_sampler_flags(config)
+    config_lib.check(config)
+    config_lib.choose("sampling.sampler", config.sampling.sampler, dict.fromkeys(method.samplers))
+    return Model(config, method, {"params": params}, None, epath.Path(self._checkpoint.value).name)
 
 
 def seeds(text: str) -> list[int]:

@@ -11,13 +11,17 @@ or, for states x = x_0 + σε of the EDM process, through a preconditioner (Karr
     D = c_skip·x + c_out·F(c_in·x; c_noise)                                             (4)
     ε̂ = (x − D)/σ = e_skip·x + e_out·F,  e_skip = (1 − c_skip)/σ,  e_out = −c_out/σ     (5)
 
-where e_skip and e_out are written out without the cancellation of 1 − c_skip at small σ.
+where e_skip and e_out are written out without the cancellation of 1 − c_skip at small σ. A preconditioner knows the
+noise levels that its networks are trained on; a σ beyond them is moved to the nearest.
 """
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -68,14 +72,33 @@ class Coefficients(NamedTuple):
   e_out: Array
 
 
-Preconditioner = Callable[[Array], Coefficients]  # of the noise level σ > 0, a scalar or [B]
+class Preconditioner:
+  """A column of Table 1: the coefficients at a noise level, and the noise levels that its networks are trained on.
+
+  Attributes:
+    sigma_min: the smallest of them.
+    sigma_max: the largest.
+  """
+
+  sigma_min: float
+  sigma_max: float
+
+  def __call__(self, sigma: Array) -> Coefficients:
+    """The coefficients at noise level σ > 0, a scalar or [B]."""
+    raise NotImplementedError
+
+  def levels(self) -> np.ndarray | None:
+    """The noise levels trained on, [M] decreasing, where they are finitely many; else None."""
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
-class EDMPreconditioner:
+class EDMPreconditioner(Preconditioner):
   """Table 1, "Ours": network inputs and targets of unit variance for data of standard deviation sigma_data."""
 
   sigma_data: float = 0.5
+  sigma_min: float = 0.0
+  sigma_max: float = math.inf
 
   def __call__(self, sigma):
     total = jnp.hypot(sigma, self.sigma_data)
@@ -95,12 +118,24 @@ def _noise_prediction(sigma, c_in, c_noise) -> Coefficients:
 
 
 @dataclasses.dataclass(frozen=True)
-class VPPreconditioner:
-  """Table 1, VP: F estimates the noise, conditioned on (M − 1)·t of the VP process."""
+class VPPreconditioner(Preconditioner):
+  """Table 1, VP: F estimates the noise, conditioned on (M − 1)·t of the VP process, t in [epsilon_t, 1]."""
 
   beta_d: float = 19.9
   beta_min: float = 0.1
   num_levels: int = 1000  # M
+  epsilon_t: float = 1e-5
+
+  @property
+  def sigma_min(self) -> float:
+    return self._noise_level(self.epsilon_t)
+
+  @property
+  def sigma_max(self) -> float:
+    return self._noise_level(1.0)
+
+  def _noise_level(self, t: float) -> float:
+    return math.sqrt(max(math.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t), 0.0))  # β_min may be below 0
 
   def __call__(self, sigma):
     t = process_lib.VP(self.beta_d, self.beta_min).inverse(sigma)
@@ -108,8 +143,11 @@ class VPPreconditioner:
 
 
 @dataclasses.dataclass(frozen=True)
-class VEPreconditioner:
+class VEPreconditioner(Preconditioner):
   """Table 1, VE: F estimates the negative noise of the unscaled x, conditioned on ln(σ/2)."""
+
+  sigma_min: float = 0.02
+  sigma_max: float = 100.0
 
   def __call__(self, sigma):
     one = jnp.ones_like(sigma)
@@ -117,38 +155,74 @@ class VEPreconditioner:
 
 
 @dataclasses.dataclass(frozen=True)
-class IDDPMPreconditioner:
+class IDDPMPreconditioner(Preconditioner):
   """Table 1, iDDPM: F estimates the noise, conditioned on the index M − 1 − j of the trained level u_j nearest to σ."""
 
   num_levels: int = 1000  # M
   c1: float = 0.001
   c2: float = 0.008
 
+  @property
+  def sigma_min(self) -> float:
+    return float(self.levels()[-1])
+
+  @property
+  def sigma_max(self) -> float:
+    return float(self.levels()[0])
+
+  def levels(self):
+    return times.iddpm_levels(self.num_levels, self.c1, self.c2)[:-1]
+
   def __call__(self, sigma):
-    levels = np.ascontiguousarray(times.iddpm_levels(self.num_levels, self.c1, self.c2)[:-1])
-    distances = jnp.abs(jnp.asarray(levels, sigma.dtype) - sigma[..., None])
-    c_noise = self.num_levels - 1 - jnp.argmin(distances, axis=-1)
+    levels = jnp.asarray(np.ascontiguousarray(self.levels()), sigma.dtype)
+    c_noise = self.num_levels - 1 - jnp.argmin(jnp.abs(levels - sigma[..., None]), axis=-1)
     return _noise_prediction(sigma, 1 / jnp.hypot(sigma, 1.0), c_noise.astype(sigma.dtype))
 
 
-def precondition(network: Callable[[Array, Array], Array], preconditioner: Preconditioner) -> Denoise:
+def clamp(preconditioner: Preconditioner, sigma):
+  """Noise levels moved into the preconditioner's range: with one warning where their values are known, else silently.
+
+  Args:
+    preconditioner: whose sigma_min and sigma_max bound them.
+    sigma: noise levels > 0 of any shape, a NumPy or JAX array, or traced.
+  """
+  lo, hi = preconditioner.sigma_min, preconditioner.sigma_max
+  if lo == 0 and hi == math.inf:
+    return sigma
+  if not isinstance(sigma, jax.core.Tracer):
+    slack = 1e-6  # of rounding to float32
+    if np.any(sigma < lo * (1 - slack)) or np.any(sigma > hi * (1 + slack)):
+      warnings.warn(
+        f"noise levels {np.min(sigma):.6g} to {np.max(sigma):.6g} are clamped to those that the network was trained "
+        f"on, {lo:.6g} to {hi:.6g}",
+        stacklevel=2,
+      )
+  return sigma.clip(lo, hi)
+
+
+def precondition(
+  network: Callable[[Array, Array], Array | tuple[Array, Array]], preconditioner: Preconditioner
+) -> Denoise:
   """Wraps a raw network into a Denoise of the EDM process, equations (4) and (5).
 
   Args:
-    network: F(c_in·x [B, H, W, C], c_noise [B]) -> [B, H, W, C].
+    network: (c_in·x [B, H, W, C], c_noise [B]) -> F [B, H, W, C], or (F, log_variance) for a learned variance.
     preconditioner: the coefficients at a noise level.
 
   Returns:
-    denoise(x, sigma) with sigma a scalar or [B] > 0. The network's input and output scalings are in x's precision
-    (float32 at least), whatever the network computes in.
+    denoise(x, sigma) with sigma a scalar or [B] > 0; one beyond the preconditioner's range is clamped (`clamp`). The
+    network's input and output scalings are in x's precision (float32 at least), whatever the network computes in.
   """
 
   def denoise(x, sigma):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    sigma = jnp.broadcast_to(process_lib.as_time(sigma), x.shape[:1]).astype(x.dtype)
+    sigma = clamp(preconditioner, process_lib.as_time(sigma))
+    sigma = jnp.broadcast_to(sigma, x.shape[:1]).astype(x.dtype)
     c = preconditioner(sigma)
     c_skip, c_out, c_in, e_skip, e_out = (like(v, x) for v in (c.c_skip, c.c_out, c.c_in, c.e_skip, c.e_out))
-    f = network(c_in * x, c.c_noise).astype(x.dtype)
-    return Prediction(c_skip * x + c_out * f, e_skip * x + e_out * f)
+    out = network(c_in * x, c.c_noise)
+    f, log_variance = out if isinstance(out, tuple) else (out, None)
+    f = f.astype(x.dtype)
+    return Prediction(c_skip * x + c_out * f, e_skip * x + e_out * f, log_variance)
 
   return denoise

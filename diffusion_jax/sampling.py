@@ -12,11 +12,23 @@ import numpy as np
 
 from diffusion_jax import guidance as guidance_lib
 from diffusion_jax import mesh, samplers, times
+from diffusion_jax import parameterization as par
+from diffusion_jax import process as process_lib
+from diffusion_jax.config import choose, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
 from diffusion_jax.types import Array, Key
 
 MAX_STEPS = 64  # grids are padded to this many steps, or to the next power of two
+
+# Noise levels [σ_min, σ_max] of each grid where a config names none.
+_RANGES = {
+  "edm": (0.002, 80.0),
+  "vp": tuple(float(process_lib.VP().noise_level(t)) for t in (1e-3, 1.0)),
+  "ve": (0.02, 100.0),
+  "iddpm": (0.002, 81.0),
+  "dpdm": (1e-4, 80.0),
+}
 
 
 def keys_of(seeds) -> Key:
@@ -24,23 +36,63 @@ def keys_of(seeds) -> Key:
   return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-def grid_of(config, process: Process) -> np.ndarray:
-  """Times [n+1] of `process` on the noise levels that a config.sampling names (EDM's equation 5)."""
-  levels = times.edm_grid(config.num_steps, config.sigma_min, config.sigma_max, config.rho)
-  return np.asarray(process.inverse(levels))
+def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
+  """The process that a config.sampling samples in, and its times [n+1] (EDM's Table 1, any process with any grid).
+
+  The range is the config's or else the grid's own, within what the network was trained on: a range that was asked for
+  is clamped to it with a warning. VP's β_d and β_min are solved anew, so that its noise level has this range. Where
+  networks know only a table of noise levels (iDDPM), the grid takes the nearest; levels that coincide become one.
+
+  Raises:
+    ConfigError: there is no such grid or process, or the grid has not so many levels.
+  """
+  defaults = choose("sampling.grid", config.grid, _RANGES)
+  preconditioner = method.preconditioner
+  asked = np.array([config.sigma_min or defaults[0], config.sigma_max or defaults[1]])
+  lo, hi = asked
+  if hi < lo:
+    raise wrong("sampling.sigma_max", float(hi), f"must be at least sigma_min = {lo:g}")
+  if preconditioner is not None:
+    lo, hi = asked.clip(preconditioner.sigma_min, preconditioner.sigma_max)
+    if config.sigma_min or config.sigma_max:
+      lo, hi = par.clamp(preconditioner, asked)
+  vp = process_lib.VP.from_range(lo, hi)
+  try:
+    levels = {
+      "edm": lambda n: times.edm_grid(n, lo, hi, config.rho),
+      "vp": lambda n: times.vp_grid(n, vp.beta_d, vp.beta_min),
+      "ve": lambda n: times.ve_grid(n, lo, hi),
+      "iddpm": lambda n: times.iddpm_grid(n, lo, hi),
+      "dpdm": lambda n: times.dpdm_grid(n, config.sigma_min or None, hi),
+    }[config.grid](config.num_steps)
+  except ValueError as error:
+    raise wrong("sampling.num_steps", config.num_steps, str(error)) from None
+  table = None if preconditioner is None else preconditioner.levels()
+  if table is not None:
+    nearest = table[np.argmin(np.abs(table - levels[:-1, None]), axis=1)]
+    levels = np.append(nearest[np.append(True, np.diff(nearest) < 0)], 0.0)
+  choices = {"own": method.process, "edm": process_lib.EDM(), "vp": vp, "ve": process_lib.VE()}
+  process = choose("sampling.process", config.process, choices)
+  return process, np.asarray(process.inverse(levels))
 
 
-def options_of(config) -> dict:
+def options_of(config, method: Method) -> dict:
   """The keyword arguments of the sampler that a config.sampling names."""
   if config.churn:
-    return {"churn": samplers.Churn(config.churn, config.s_min, config.s_max, config.s_noise)}
+    table = None if method.preconditioner is None else method.preconditioner.levels()
+    return {"churn": samplers.Churn(config.churn, config.s_min, config.s_max, config.s_noise, table)}
+  if config.sampler == "ddpm":
+    return {"variance": config.variance}
+  if config.sampler == "predictor_corrector":
+    return {"snr": config.snr}
   return {"eta": config.eta} if config.eta else {}
 
 
-def evaluations(config) -> int:
+def evaluations(config, method: Method) -> int:
   """Network evaluations an image of a config.sampling, guidance included."""
-  n = config.num_steps
-  return (2 * n - 1 if config.sampler == "heun" else n) * (1 if config.guidance == 1 else 2)
+  steps = len(schedule_of(config, method)[1]) - 1
+  count = 2 * steps - 1 if config.sampler in ("heun", "predictor_corrector") else steps
+  return count * (1 if config.guidance == 1 else 2)
 
 
 def default_labels(config, seeds) -> np.ndarray | None:
@@ -70,7 +122,7 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
   devices = jax.local_device_count()
   batch_size = -(-min(batch_size, len(seeds)) // devices) * devices
   variables = mesh.everywhere(variables)
-  grid, options = grid_of(setting, method.process), options_of(setting)
+  (process, grid), options = schedule_of(setting, method), options_of(setting, method)
   images = []
   for start in range(0, len(seeds), batch_size):
     rows = np.arange(start, start + batch_size) % len(seeds)  # the last batch is filled up: one compilation
@@ -82,6 +134,7 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
         shape,
         grid,
         setting.sampler,
+        process=process,
         labels=None if labels is None else mesh.spread(labels[rows]),
         guidance=None if setting.guidance == 1 else setting.guidance,
         **options,
@@ -103,6 +156,7 @@ def sample(
   labels: Array | None = None,
   guidance: float | None = None,
   trajectory: bool = False,
+  process: Process | None = None,
   **options,
 ):
   """Draws images.
@@ -112,12 +166,13 @@ def sample(
     variables: its parameters, see `training.state.inference_variables`.
     keys: [B] PRNG keys, one an image; see `keys_of`.
     image_shape: (H, W, C) of one image.
-    grid: [n+1] times of method.process, decreasing to 0; any n up to MAX_STEPS shares one compilation.
+    grid: [n+1] times of `process`, decreasing to 0; any n up to MAX_STEPS shares one compilation.
     sampler: one of method.samplers.
     labels: [B] classes, -1 for none; None is unconditional.
     guidance: scale of classifier-free guidance; None evaluates the network once a step, any number twice.
     trajectory: return the states at every grid value too.
-    **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans are not.
+    process: the Gaussian process to sample in, by `process.reframe`; the method's own by default.
+    **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans and strings not.
 
   Returns:
     Images [B, H, W, C], not clipped; with trajectory, (images, states [n+1, B, H, W, C]).
@@ -131,11 +186,11 @@ def sample(
     raise ValueError("guidance needs labels [B], got None")
   steps = len(grid) - 1
   max_steps = max(MAX_STEPS, 1 << (steps - 1).bit_length())
-  static = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, bool)))
-  traced = {name: value for name, value in options.items() if not isinstance(value, bool)}
+  static = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, bool | str)))
+  traced = {name: value for name, value in options.items() if not isinstance(value, bool | str)}
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   out = _sample(
-    method.denoise, method.process, sampler, tuple(image_shape), trajectory, static,
+    method.denoise, method.process, process or method.process, sampler, tuple(image_shape), trajectory, static,
     variables, keys, padded, labels, guidance, traced,
   )  # fmt: skip
   if not trajectory:
@@ -144,14 +199,16 @@ def sample(
   return images, jnp.concatenate([states[:steps], states[-1:]])
 
 
-@functools.partial(jax.jit, static_argnums=range(6))
+@functools.partial(jax.jit, static_argnums=range(7))
 def _sample(
-  denoise_fn, process, sampler, image_shape, trajectory, static, variables, keys, grid, labels, scale, traced
+  denoise_fn, source, process, sampler, image_shape, trajectory, static, variables, keys, grid, labels, scale, traced
 ):
   cond = None if labels is None else {"label": labels}
   denoise = lambda x, t: denoise_fn(variables, x, t, cond)
   if scale is not None:
     unconditional = lambda x, t: denoise_fn(variables, x, t, {"label": jnp.full_like(labels, -1)})
     denoise = guidance_lib.classifier_free(denoise, unconditional, scale)
+  if process != source:
+    denoise = process_lib.reframe(denoise, source, process)
   x = process.prior(keys, image_shape, grid[0])
   return samplers.BY_NAME[sampler](denoise, process, x, grid, keys, trajectory=trajectory, **dict(static), **traced)

@@ -9,7 +9,6 @@ import json
 
 import numpy as np
 from absl import flags
-from etils import epath
 from tqdm.auto import tqdm
 
 from diffusion_jax import cli, sampling
@@ -17,27 +16,22 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import digits, memorisation
 from diffusion_jax.evaluation import images as images_lib
-from diffusion_jax.training import checkpoint
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1797, "Number of images generated, seeds 0, 1, …")
-with_sampler_flags = cli.define_sampler()
+model_flags = cli.ModelFlags()
 
 
 def main():
-  if not _WORKDIR.value:
-    raise cli.UsageError("--workdir is missing: the folder of a trained run")
+  workdir = model_flags.folder()
   if _NUM_IMAGES.value < 2:
     raise cli.UsageError(f"--num_images={_NUM_IMAGES.value}: at least 2")
-  config = with_sampler_flags(checkpoint.read_config(_WORKDIR.value))
+  config, method, variables, step, name = model_flags.open()
   if config.data.name != "digits":
     raise config_lib.wrong("data.name", config.data.name, "the built-in score is that of digits")
-  method, variables, step = checkpoint.load_for_inference(_WORKDIR.value, _STEP.value, config)
 
   with tqdm(total=_NUM_IMAGES.value, unit="img", desc="sample") as bar:
     images = sampling.generate(config, method, variables, np.arange(_NUM_IMAGES.value), progress=bar.update)
-  folder = epath.Path(_WORKDIR.value) / "samples"
+  folder = workdir / "samples"
   folder.mkdir(parents=True, exist_ok=True)
   images_lib.save_png(folder / "evaluation.png", images[:100], columns=10, scale=4, overwrite=True)
   train = sources.load("digits", "train")
@@ -46,17 +40,17 @@ def main():
   record = {
     "step": step,
     "sampling": dict(config.sampling),
-    "nfe": sampling.evaluations(config.sampling),
+    "nfe": sampling.evaluations(config.sampling, method),
     "num_images": len(images),
     "frechet": digits.score(images)["frechet"],
     "references": references,
     "memorised_share": memorisation.memorised_share(np.clip(images, -1, 1), train),
     "memorised_share_heldout": memorisation.heldout_share(),
   }
-  with (epath.Path(_WORKDIR.value) / "evaluation.jsonl").open("a") as file:
+  with (workdir / "evaluation.jsonl").open("a") as file:
     file.write(json.dumps(record) + "\n")
 
-  print(f"step {step}, {config.sampling.sampler}, {record['nfe']} evaluations an image, {len(images)} images")
+  print(f"{name}, {config.sampling.sampler}, {record['nfe']} evaluations an image, {len(images)} images")
   print(f"  Fréchet distance to the 1,797 real digits   {record['frechet']:8.3f}")
   for name, text in [
     ("resampled", "the real digits, resampled"),

@@ -1,5 +1,7 @@
 """Heads against the images and noise that they were made from; preconditioners against Table 1."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,11 +56,12 @@ def test_preconditioners_are_table_1(name, x64):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_preconditioned_pair_is_consistent_down_to_small_noise(name):
+def test_preconditioned_pair_is_consistent_down_to_small_noise(name, monkeypatch):
   """x = D + σ·ε̂, and in float32 ε̂ keeps its digits at σ = .002, where (x − D)/σ would lose three."""
   x = jax.random.normal(jax.random.key(0), (15, 4, 4, 3))
   sigma = jnp.asarray(SIGMA, jnp.float32)
   f = jnp.cos(3 * x)
+  monkeypatch.setattr(par, "clamp", lambda preconditioner, sigma: sigma)
   pred = par.precondition(lambda inp, c_noise: f, TABLE[name][0])(x, sigma)
   np.testing.assert_allclose(pred.clean + sigma[:, None, None, None] * pred.eps, x, rtol=1e-4, atol=1e-5)
   _, c_skip, c_out, _, _ = TABLE[name]
@@ -80,3 +83,41 @@ def test_network_sees_unit_variance_and_float32_scalings():
     pred = par.precondition(network, par.EDMPreconditioner(0.5))(x, s)
     assert seen["std"] == pytest.approx(1, rel=0.02) and seen["c_noise"].shape == (64,)
     assert pred.clean.dtype == pred.eps.dtype == jnp.float32
+
+
+# [σ_min, σ_max] of the networks: PAPERS' constants, σ = √(e^{½β_d t² + β_min t} − 1) for VP.
+TRAINED = {
+  "edm": (0.0, np.inf),
+  "vp": tuple(np.sqrt(np.expm1(0.5 * 19.9 * t**2 + 0.1 * t)) for t in (1e-5, 1.0)),
+  "ve": (0.02, 100.0),
+  "iddpm": (0.00642, 20291.0),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_noise_levels_beyond_the_trained_ones_are_clamped(name):
+  """With one warning where they are known, silently where they are traced; D and ε̂ are those of the nearest level."""
+  preconditioner = TABLE[name][0]
+  lo, hi = TRAINED[name]
+  np.testing.assert_allclose((preconditioner.sigma_min, preconditioner.sigma_max), (lo, hi), rtol=1e-3)
+  denoise = par.precondition(lambda inp, c_noise: jnp.sin(inp + c_noise[:, None, None, None]), preconditioner)
+  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+  inside = denoise(x, jnp.array([max(preconditioner.sigma_min, 1e-3), min(preconditioner.sigma_max, 1e5)]))
+  outside = jnp.array([1e-3 if name == "edm" else 1e-4, 1e5])
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    jax.jit(denoise)(x, outside)
+    assert not caught
+    got = denoise(x, outside)
+    assert len(caught) == (name != "edm"), [str(w.message) for w in caught]
+  for a, b in zip(got[:2], inside[:2]):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_levels_inside_the_range_are_left_alone():
+  """The range's own ends, rounded to float32, give no warning and come back as they are."""
+  for preconditioner in (par.VPPreconditioner(), par.VEPreconditioner(), par.IDDPMPreconditioner()):
+    ends = np.float32([preconditioner.sigma_min, 1.0, preconditioner.sigma_max])
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      np.testing.assert_allclose(par.clamp(preconditioner, ends), ends, rtol=1e-6)

@@ -130,7 +130,8 @@ def test_one_device_gives_the_images_of_eight(fresh, count):
   """`generate` lays batches over the eight devices; `sample` on one device, whatever the batch, gives the same."""
   method, variables = fresh
   config, seeds = config_of(sampler="ddpm", num_steps=4), np.arange(count)
-  grid = sampling.grid_of(config.sampling, method.process)
+  process_, grid = sampling.schedule_of(config.sampling, method)
+  assert process_ == process.EDM()
   keys = jax.device_put(sampling.keys_of(seeds), jax.devices()[0])
   one = sampling.sample(method, variables, keys, (8, 8, 1), grid, "ddpm", labels=jnp.asarray(seeds % 10))
   assert one.sharding.device_set == {jax.devices()[0]}
@@ -212,7 +213,7 @@ def test_the_prior_has_the_largest_noise_level(exact):
 
 def test_evaluations_are_counted(exact):
   """2N − 1 for Heun, N else, twice that with guidance."""
-  count = lambda **fields: sampling.evaluations(config_of(**fields).sampling)
+  count = lambda **fields: sampling.evaluations(config_of(**fields).sampling, exact.method())
   assert count(sampler="heun", num_steps=18) == 35
   assert count(sampler="ddim", num_steps=18) == 18
   assert count(sampler="heun", num_steps=18, guidance=2.0) == 70

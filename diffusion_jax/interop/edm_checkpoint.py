@@ -19,10 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from diffusion_jax import config as config_lib
+from diffusion_jax import methods, process, times
 from diffusion_jax import parameterization as par
-from diffusion_jax import times
 from diffusion_jax.interop import edm_weights, tensor_reader
+from diffusion_jax.methods import edm
 from diffusion_jax.nets import unet
 from diffusion_jax.types import Array, Denoise, Params, Prediction, check_images
 
@@ -32,10 +35,14 @@ LICENCE = (
 )
 
 # Preconditioners by their published class names: the class here, and its fields by the published arguments' names.
+_RANGE = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}
 _PRECONDITIONERS = {
-  "EDMPrecond": (par.EDMPreconditioner, {"sigma_data": "sigma_data"}),
-  "VPPrecond": (par.VPPreconditioner, {"beta_d": "beta_d", "beta_min": "beta_min", "M": "num_levels"}),
-  "VEPrecond": (par.VEPreconditioner, {}),
+  "EDMPrecond": (par.EDMPreconditioner, {"sigma_data": "sigma_data", **_RANGE}),
+  "VPPrecond": (
+    par.VPPreconditioner,
+    {"beta_d": "beta_d", "beta_min": "beta_min", "M": "num_levels", "epsilon_t": "epsilon_t"},
+  ),
+  "VEPrecond": (par.VEPreconditioner, _RANGE),
   "iDDPMPrecond": (par.IDDPMPreconditioner, {"M": "num_levels", "C_1": "c1", "C_2": "c2"}),
 }
 _NETWORKS = ("SongUNet", "DhariwalUNet")
@@ -195,6 +202,32 @@ def as_denoise(denoise: Denoiser, params: Params, labels=None) -> Denoise:
   return lambda x, t: denoise.predict(params, x, t, labels)
 
 
+def column(denoise: Denoiser) -> str:
+  """The column of Table 1 that a published network's preconditioner is: edm, vp, ve or iddpm."""
+  names = {par.EDMPreconditioner: "edm", par.VPPreconditioner: "vp", par.VEPreconditioner: "ve"}
+  return names.get(type(denoise.preconditioner), "iddpm")
+
+
+def as_run(denoise: Denoiser) -> tuple[ConfigDict, methods.Method]:
+  """A config and a method by which scripts sample from a published network as from a run of their own.
+
+  The method cannot train: `init` and `update` are None. Its denoise takes {"params": params}; the config's sampling is
+  the paper's deterministic sampler with 18 steps, 40 from 64×64 on.
+  """
+  network = denoise.network
+  config = config_lib.default()
+  config.data.update(
+    name="none", resolution=network.resolution, channels=denoise.channels, num_classes=network.num_classes
+  )
+  config.edm.preconditioner = column(denoise)
+  config.sampling.num_steps = 18 if network.resolution < 64 else 40
+
+  def predict(variables, x, t, cond=None):
+    return denoise.predict(variables["params"], x, t, None if cond is None else cond.get("label"))
+
+  return config, methods.Method(None, None, predict, process.EDM(), edm.SAMPLERS, denoise.preconditioner)
+
+
 def _as_array(value):
   """Lists and numbers as arrays; what is traced stays so."""
   return value if value is None or isinstance(value, jax.Array) else np.asarray(value)
@@ -246,9 +279,14 @@ def _preconditioner(name: str, init_kwargs: Mapping[str, Any]) -> par.Preconditi
   preconditioner = make(**{field: init_kwargs[arg] for arg, field in fields.items() if arg in init_kwargs})
   for arg, field in fields.items():
     value = getattr(preconditioner, field)
-    least = -math.inf if arg == "beta_min" else 0  # β_min is slightly negative in the paper's own refitted VP
-    if not least < value < math.inf:
-      raise ValueError(f"{arg} = {value}: expected a {'finite' if arg == 'beta_min' else 'positive'} number")
+    if arg == "beta_min":  # slightly negative in the paper's own refitted VP
+      valid, expected = math.isfinite(value), "a finite number"
+    elif arg == "sigma_min":
+      valid, expected = 0 <= value < preconditioner.sigma_max, "a number of at least 0, below sigma_max"
+    else:
+      valid, expected = 0 < value and (value < math.inf or arg == "sigma_max"), "a positive number"
+    if not valid:
+      raise ValueError(f"{arg} = {value}: expected {expected}")
   return preconditioner
 
 

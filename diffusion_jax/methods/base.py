@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import parameterization as par
+from diffusion_jax.data import augment
 from diffusion_jax.nets import unet
 from diffusion_jax.process import Process
 from diffusion_jax.types import Array, Key
@@ -24,6 +26,7 @@ class Method(NamedTuple):
     denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}.
     process: the forward process of denoise's x and t.
     samplers: names of the samplers that serve the method, the default first.
+    preconditioner: of a method that has one: the noise levels that its network knows bound the grids.
   """
 
   init: Callable
@@ -31,6 +34,7 @@ class Method(NamedTuple):
   denoise: Callable
   process: Process
   samplers: tuple[str, ...]
+  preconditioner: par.Preconditioner | None = None
 
 
 def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:
@@ -40,6 +44,7 @@ def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: in
     ConfigError: the network cannot be built.
   """
   fields = {name: value for name, value in config.network.items() if name != "arch"}
+  fields["freqs"] = fields["freqs"] or None
   make = config_lib.choose("network.arch", config.network.arch, _ARCHITECTURES)
   try:
     return make(
@@ -47,21 +52,29 @@ def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: in
       decoders=decoders,
       resolution=config.data.resolution,
       num_classes=config.data.num_classes,
+      augment_dim=augment.NUM_LABELS if config.data.augment else 0,
       **fields,
     )
   except ValueError as error:
     raise config_lib.ConfigError(f"config.{error}".replace("network.resolution", "data.resolution")) from None
 
 
-def images_of(batch, keys: Key, flip: bool) -> Array:
-  """A batch's images [B, H, W, C] in [−1, 1], float32; half of them mirrored if `flip`, by each example's key."""
+def images_of(batch, keys: Key, config) -> tuple[Array, Array | None]:
+  """A batch's images [B, H, W, C] in [−1, 1], float32, and their augmentation labels [B, 9] if there are any.
+
+  With config.data.flip half of the images are mirrored; with config.data.augment they pass through EDM's augmentation.
+  What happens to an image depends on its key alone.
+  """
   images = batch["image"]
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 127.5 - 1
-  if flip:
+  if config.augment:
+    labels = augment.draw(keys, config.augment)
+    return augment.warp(images, labels), labels
+  if config.flip:
     mirror = jax.vmap(jax.random.bernoulli)(keys)
     images = jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
-  return images
+  return images, None
 
 
 def one_hot(label: Array | None, num_classes: int) -> Array | None:

@@ -3,8 +3,12 @@
     D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise)                                       (eq. 7)
     E_{σ, y, n} λ(σ)·‖D(y + n; σ) − y‖²,  n ~ N(0, σ²I)                                 (eq. 8)
 
-The rows of Table 1 are choices of preconditioner, law of σ and weight λ. The method's process is `process.EDM`, whose
-time is σ; other processes are reached by `process.reframe`.
+The columns of Table 1 are choices of preconditioner, law of σ and weight λ. The method's process is `process.EDM`,
+whose time is σ; other processes are reached by `process.reframe`. iDDPM's second loss (Nichol & Dhariwal 2021, eq. 16)
+
+    L_simple + vlb_weight·M·L_j,  j ~ U{0, …, M−1}                                      (1)
+
+teaches a second head the variance of the reverse step u_j → u_{j+1} of the variance-preserving chain.
 """
 
 import jax
@@ -12,14 +16,15 @@ import jax.numpy as jnp
 
 from diffusion_jax import losses, process, times
 from diffusion_jax import parameterization as par
-from diffusion_jax.config import choose
+from diffusion_jax.config import choose, wrong
 from diffusion_jax.methods import base
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
+from diffusion_jax.types import Array, Prediction
 
-SAMPLERS = ("heun", "euler", "ddim", "ddpm", "decoupled")
+SAMPLERS = ("heun", "euler", "ddim", "ddpm", "decoupled", "euler_maruyama", "predictor_corrector")
 # Streams of an example's key.
-_SIGMA, _NOISE, _LABEL, _FLIP, _DROPOUT = range(5)
+_SIGMA, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
 
 
 def from_config(config, axis_name: str | None = None) -> base.Method:
@@ -32,7 +37,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   Raises:
     ConfigError: a name or the network is impossible.
   """
-  network = base.network_from_config(config, (("out", config.data.channels),))
+  heads = ("out", "variance") if config.edm.vlb_weight else ("out",)
+  network = base.network_from_config(config, tuple((head, config.data.channels) for head in heads))
   preconditioner = _preconditioner(config.edm)
   law = _law(config.edm)
   weight = choose(
@@ -40,42 +46,59 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     config.edm.weight,
     {"edm": lambda s: losses.edm_weight(s, config.edm.sigma_data), "inverse_variance": losses.inverse_variance_weight},
   )
+  if config.sampling.variance == "learned" and not (config.edm.vlb_weight and config.sampling.process == "vp"):
+    raise wrong("sampling.variance", "learned", "needs edm.vlb_weight > 0 and sampling.process = 'vp'")
   edm = process.EDM()
 
-  def network_fn(params, label=None, dropout_keys=None):
+  def denoiser(params, label=None, augment=None, dropout_keys=None):
     labels = base.one_hot(label, config.data.num_classes)
-    return lambda x, c_noise: network.apply({"params": params}, x, c_noise, labels, dropout_keys=dropout_keys)["out"]
+
+    def network_fn(x, c_noise):
+      out = network.apply({"params": params}, x, c_noise, labels, augment, dropout_keys)
+      return (out["out"], out["variance"]) if config.edm.vlb_weight else out["out"]
+
+    return par.precondition(network_fn, preconditioner)
 
   def init(key, example_batch):
     x = jnp.zeros(example_batch["image"].shape)
     params = network.init(key, x, jnp.zeros(len(x)))["params"]
-    tx = update_lib.optimizer(config.optimizer)
-    return state_lib.create({"net": params}, {"net": tx.init(params)})
+    return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
 
   def loss_fn(params, batch):
     stream = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(batch["key"])
-    y = base.images_of(batch, stream(_FLIP), config.data.flip)
+    y, augment = base.images_of(batch, stream(_AUGMENT), config.data)
     sigma = jax.vmap(lambda key: law(key, 1)[0])(stream(_SIGMA))
     eps = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(stream(_NOISE))
     label = None
     if config.data.num_classes:
       drop = jax.vmap(lambda key: jax.random.bernoulli(key, config.label_dropout))(stream(_LABEL))
       label = jnp.where(drop, -1, batch["label"])
-    denoise = par.precondition(network_fn(params, label, stream(_DROPOUT)), preconditioner)
-    pred = denoise(edm.perturb(y, eps, sigma), sigma)
-    return jnp.mean(weight(sigma) * losses.squared_error(pred.clean, y)), {}
+    x = edm.perturb(y, eps, sigma)
+    pred = denoiser(params, label, augment, stream(_DROPOUT))(x, sigma)
+    loss = weight(sigma) * losses.squared_error(pred.clean, y)
+    if config.edm.vlb_weight:
+      loss += config.edm.vlb_weight * preconditioner.num_levels * _variational_bound(preconditioner, pred, y, sigma)
+    return jnp.mean(loss), {}
 
   def update(state, batch, key):
     batch = {**batch, "key": state_lib.example_keys(key, state.step, batch["slot"])}
     accumulation = config.train.accumulation
-    (loss, _), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation)
+    scale = update_lib.loss_scale(config.optimizer, state)
+    (loss, _), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
     return update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
 
   def denoise(variables, x, t, cond=None):
-    label = None if cond is None else cond.get("label")
-    return par.precondition(network_fn(variables["params"], label), preconditioner)(x, t)
+    return denoiser(variables["params"], None if cond is None else cond.get("label"))(x, t)
 
-  return base.Method(init, update, denoise, edm, SAMPLERS)
+  return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner)
+
+
+def _variational_bound(preconditioner: par.IDDPMPreconditioner, pred: Prediction, y: Array, sigma: Array) -> Array:
+  """L_j of equation (1), [B]: the step from σ = u_j to u_{j+1}, in the frame of the variance-preserving chain."""
+  vp, levels = process.VP(), jnp.asarray(times.iddpm_levels(preconditioner.num_levels), sigma.dtype)
+  j = jnp.argmin(jnp.abs(levels[:-1] - sigma[:, None]), axis=1)
+  t, s = vp.inverse(levels[j]), vp.inverse(levels[j + 1])
+  return losses.variational_bound(vp, pred.clean, pred.log_variance, y, t, s)
 
 
 def _preconditioner(config) -> par.Preconditioner:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import runpy
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import torch_files as tf
 from etils import epath
 
 from diffusion_jax import parameterization as par
-from diffusion_jax import process, samplers, times
+from diffusion_jax import process, samplers, sampling, times
 from diffusion_jax.interop import edm_checkpoint
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -96,11 +97,12 @@ def test_recorded_arguments_reach_the_preconditioner():
 
   assert of("edm_tiny", sigma_data=0.25, sigma_min=0, sigma_max=float("inf")) == par.EDMPreconditioner(0.25)
   vp = of("vp_ddpmpp", beta_d=20.0, beta_min=-0.005, M=500, epsilon_t=1e-4)
-  assert vp == par.VPPreconditioner(20.0, -0.005, 500)
-  assert of("ve_ncsnpp", sigma_min=0.01, sigma_max=50) == par.VEPreconditioner()
+  assert vp == par.VPPreconditioner(20.0, -0.005, 500, 1e-4)
+  assert of("ve_ncsnpp", sigma_min=0.01, sigma_max=50) == par.VEPreconditioner(0.01, 50)
   assert of("iddpm_adm", M=400, C_1=0.002, C_2=0.01) == par.IDDPMPreconditioner(400, 0.002, 0.01)
   for kwargs, error in [
     (dict(sigma_data=0.0), "sigma_data = 0.0: expected a positive"),
+    (dict(sigma_min=2.0, sigma_max=1.0), "sigma_min = 2.0: expected a number of at least 0, below sigma_max"),
     (dict(sigma_data="half"), "sigma_data = 'half': expected a number"),
     (dict(img_resolution=8.5), "img_resolution = 8.5: expected an integer"),
     (dict(num_blocks=90_000), "num_blocks = 90000"),
@@ -141,6 +143,35 @@ def test_tensors_that_do_not_fit():
     load(lambda tensors: tensors.update({"model.enc.8x8_conv.weight": np.zeros(())}))
   with pytest.raises(ValueError, match="preconditioner class 'EDMPrecondition': expected one of EDMPrecond"):
     load(lambda tensors: None, "EDMPrecondition")
+
+
+def test_noise_levels_beyond_the_network_are_clamped():
+  """Known ones with one warning, traced ones silently, to D at the nearest level."""
+  name = "ve_ncsnpp"
+  denoise, params = edm_checkpoint.from_state_dict(drawn(name), NETS[name]["precond"], NETS[name]["init_kwargs"])
+  x = jnp.asarray(golden(name)["x"])
+  evaluate = jit(denoise)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    nearest, outside = evaluate(params, x, 0.02), evaluate(params, x, 0.001)
+  np.testing.assert_array_equal(outside, nearest)
+  with pytest.warns(UserWarning, match="noise levels 0.001 to 0.001 are clamped to .* 0.02 to 100") as caught:
+    assert relative_error(denoise(params, x, 0.001), nearest) < 1e-5
+  assert len(caught) == 1
+
+
+def test_a_published_network_is_sampled_like_a_run(tiny):
+  """as_run's config and method give, through sampling.generate, what the sampler alone gives over as_denoise."""
+  denoise, params = tiny
+  config, method = edm_checkpoint.as_run(denoise)
+  assert (config.data.resolution, config.data.channels, config.data.num_classes) == (8, 3, 4)
+  config.sampling.num_steps = 3
+  seeds = np.array([4, 9, 2])
+  got = sampling.generate(config, method, {"params": params}, seeds)
+  edm, grid = process.EDM(), times.edm_grid(3)
+  x = edm.prior(sampling.keys_of(seeds), (8, 8, 3), grid[0])
+  alone = jit(lambda x: samplers.heun(edm_checkpoint.as_denoise(denoise, params, jnp.asarray(seeds % 4)), edm, x, grid))
+  assert relative_error(got, alone(x)) < 1e-4  # XLA optimises the two apart
 
 
 def test_inputs_that_do_not_fit(tiny):

@@ -7,7 +7,8 @@ import pytest
 import scipy.integrate
 from training import tiny
 
-from diffusion_jax import methods
+from diffusion_jax import losses, methods, process, times
+from diffusion_jax.data import augment
 from diffusion_jax.methods import base
 from diffusion_jax.training import start
 
@@ -23,8 +24,8 @@ class Known:
   def init(self, key, x, c_noise):
     return {"params": self.params}
 
-  def apply(self, variables, x, c_noise, labels=None, dropout_keys=None):
-    self.calls.append({"x": x, "c_noise": c_noise, "labels": labels, "dropout_keys": dropout_keys})
+  def apply(self, variables, x, c_noise, labels=None, augment=None, dropout_keys=None):
+    self.calls.append({"x": x, "c_noise": c_noise, "labels": labels, "augment": augment, "dropout_keys": dropout_keys})
     return {"out": self.function(variables["params"], x, c_noise[:, None, None, None], labels)}
 
 
@@ -173,7 +174,8 @@ def draws(network, method, state, batch, seed=0, step=0):
   sigma = np.exp(4 * np.asarray(call["c_noise"], np.float64))
   x = np.asarray(call["x"], np.float64) * np.sqrt(sigma**2 + S_D**2)[:, None, None, None]
   labels = None if call["labels"] is None else np.asarray(call["labels"])
-  return {"sigma": sigma, "x": x, "labels": labels, "dropout": np.asarray(jax.random.key_data(call["dropout_keys"]))}
+  got = {"sigma": sigma, "x": x, "labels": labels, "dropout": np.asarray(jax.random.key_data(call["dropout_keys"]))}
+  return got if call["augment"] is None else {**got, "augment": np.asarray(call["augment"])}
 
 
 def recorder():
@@ -220,6 +222,23 @@ def test_half_of_the_images_are_mirrored(method_of):
   assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(n)
 
 
+def test_augmented_images_come_with_their_labels(method_of):
+  """At σ → 0 the network sees the warped image, and the nine labels that say how; when sampling it sees none."""
+  network, n = recorder(), 200
+  method, state, _ = method_of(network, data__augment=0.5, edm__p_mean=-12.0, edm__p_std=1e-6)
+  image = np.random.default_rng(0).uniform(-1, 1, (8, 8, 1)).astype(np.float32)
+  got = draws(network, method, state, batch_of(np.broadcast_to(image, (n, 8, 8, 1))))
+  expected = augment.warp(jnp.broadcast_to(image, (n, 8, 8, 1)), jnp.asarray(got["augment"]))
+  np.testing.assert_allclose(got["x"], expected, atol=1e-3)
+  active = np.mean(got["augment"] != 0, axis=0)
+  error = 4 * 0.5 / np.sqrt(n)
+  # x-flip half the time; y-flip half of its share; scale, rotation, an axis and a shift at the probability.
+  assert np.all(np.abs(active[[0, 2, 4, 7, 8]] - 0.5) < error) and abs(active[1] - 0.25) < error
+  network.calls.clear()
+  method.denoise({"params": state.ema["net"]}, jnp.ones((1, 8, 8, 1)), jnp.array([1.0]))
+  assert network.calls[0]["augment"] is None
+
+
 def test_bytes_become_images_between_minus_one_and_one(method_of):
   network = recorder()
   method, state, _ = method_of(network, edm__p_mean=-12.0, edm__p_std=1e-6)
@@ -263,3 +282,63 @@ def test_the_denoiser_for_sampling_takes_labels_and_no_dropout(method_of):
   assert network.calls[0]["dropout_keys"] is None
   method.denoise({"params": state.ema["net"]}, x, sigma)
   assert network.calls[1]["labels"] is None
+
+
+# --- iDDPM's learned variance -----------------------------------------------------------------------------------------
+
+
+def test_the_variational_bound_is_added_and_only_moves_the_variance(method_of):
+  """loss = Σ‖F − ε‖² + vlb_weight·M·L_j with L_j of losses.variational_bound; its gradient leaves the mean's alone."""
+
+  class TwoHeads(Known):
+    def apply(self, *args, **kwargs):
+      out = super().apply(*args, **kwargs)
+      return {**out, "variance": 0 * out["out"] + args[0]["params"]["b"]}
+
+  network = TwoHeads(lambda p, x, c_noise, labels: p["a"] * x, {"a": jnp.float32(0.7), "b": jnp.float32(0.3)})
+  row = dict(edm__preconditioner="iddpm", edm__noise="iddpm", edm__weight="inverse_variance")
+  y = batch_of(gaussian_images(16, 0.1, 0.5))
+
+  def run(weight):
+    method, state, _ = method_of(network, **row, edm__vlb_weight=weight)
+    network.calls.clear()
+    after, metrics = jax.tree.map(np.asarray, method.update(state, y, jax.random.key(3)))
+    return method, metrics["loss"], after.opt_state["net"].mu  # (1 − β1)·gradient
+
+  _, plain, plain_mu = run(0.0)
+  call = network.calls[0]
+  method, loss, mu = run(0.02)
+  levels = times.iddpm_levels()
+  j = 999 - np.asarray(call["c_noise"]).astype(int)
+  sigma = levels[j]
+  x = np.asarray(call["x"]) * np.sqrt(sigma**2 + 1)[:, None, None, None]
+  clean = x - sigma[:, None, None, None] * 0.7 * np.asarray(call["x"])
+  vp = process.VP()
+  t, s = (vp.inverse(jnp.asarray(levels[k], jnp.float32)) for k in (j, j + 1))
+  term = lambda v: np.mean(losses.variational_bound(vp, jnp.float32(clean), jnp.full_like(x, v), y["image"], t, s))
+  np.testing.assert_allclose(loss - plain, 0.02 * 1000 * term(0.3), rtol=2e-3)
+  np.testing.assert_allclose(mu["a"], plain_mu["a"], rtol=1e-4)
+  slope = (term(0.35) - term(0.25)) / 0.1
+  np.testing.assert_allclose((plain_mu["b"], mu["b"]), (0, 0.1 * 0.02 * 1000 * slope), rtol=0.02)
+  pred = method.denoise({"params": network.params}, jnp.ones((2, 8, 8, 1)), jnp.float32(1.0))
+  np.testing.assert_allclose(pred.log_variance, np.full((2, 8, 8, 1), 0.3), rtol=1e-6)
+
+
+# --- float16 ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_scale_saves_gradients_that_float16_would_lose(method_of):
+  """A gradient of 1e-9 passes through a float16 activation: lost at scale 1, right at scale 1024."""
+
+  def half(p, x, c_noise, labels):
+    return x + 1e-9 * (p["a"] * jnp.ones_like(x)).astype(jnp.float16).astype(jnp.float32)
+
+  def mu(network=half, **fields):
+    method, state, _ = method_of(Known(network), **fields)
+    after, _ = method.update(state, batch_of(gaussian_images(8, 0.1, 0.5)), jax.random.key(3))
+    return float(after.opt_state["net"].mu["a"])
+
+  exact = mu(lambda p, x, c_noise, labels: x + 1e-9 * p["a"])
+  assert abs(mu() / exact - 1) > 0.1
+  assert abs(mu(optimizer__loss_scale=2.0**20) / exact - 1) < 0.02
+  assert abs(mu(optimizer__loss_scale=2.0**20, optimizer__loss_scale_growth=10) / exact - 1) < 0.02
