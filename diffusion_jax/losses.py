@@ -1,13 +1,23 @@
-"""Distances between images and weights of noise levels. Every function returns one number an example, [B].
+"""Distances between images, weights of noise levels, iDDPM's bound. A loss is one number an example, [B].
 
-    EDM:  λ(σ)·‖D(y + σε; σ) − y‖²,  λ(σ) = (σ² + σ_data²)/(σ·σ_data)²                   (1)
+    EDM:    λ(σ)·‖D(y + σε; σ) − y‖²,  λ(σ) = (σ² + σ_data²)/(σ·σ_data)²                 (1)
+    iDDPM:  log Σ = w·log β + (1 − w)·log β̃,  w = (v + 1)/2                              (2)
+            β = σ_t² − (α_t/α_s)²σ_s² = σ_t²·(1 − r²),  β̃ = (σ_s/σ_t)²β,  r = n_s/n_t    (3)
+            KL(N(μ̃, β̃) ‖ N(μ, Σ)) = ½[Δ + e^(−Δ) − 1 + (μ̃ − μ)²/Σ],  Δ = log(Σ/β̃)        (4)
+            μ̃ − μ = α_s(1 − r²)(x_0 − x̂_0)                                               (5)
+            s = 0:  −log ∫ N(x; x̂_0, Σ) dx over the bin of x_0, of 256 in [−1, 1],
+                    the first and last of which reach to ∓∞                              (6)
 
-Distances are summed over pixels and channels, as in the papers; the mean over the batch is taken once, in training.
+n = σ/α is the noise level. Distances are summed over pixels and channels, as in the papers; the mean over the batch is
+taken once, in training. Sources: Karras et al. 2022; Nichol & Dhariwal 2021, eq. 15, 16; (6) from Ho et al. 2020.
 """
 
+import jax
 import jax.numpy as jnp
+from jax.scipy.special import log_ndtr
 
-from diffusion_jax.types import Array
+from diffusion_jax.process import Gaussian, as_time
+from diffusion_jax.types import Array, like
 
 
 def _pixels(x: Array) -> Array:
@@ -40,3 +50,72 @@ def edm_weight(sigma: Array, sigma_data: float = 0.5) -> Array:
 def inverse_variance_weight(sigma: Array) -> Array:
   """λ(σ) = 1/σ², the VP, VE and iDDPM columns of EDM's Table 1."""
   return 1 / sigma**2
+
+
+def _reverse_variance(process: Gaussian, t, s) -> tuple[Array, Array, Array]:
+  """log β̃, log(β/β̃) and 1 − r² of equation (3), each of t's and s's shape.
+
+  At s = 0, where β̃ = 0, iDDPM's clipping: β̃ is that of the step 2t -> t, at most β/2 (a chain may end before 2t).
+  """
+  first = s == 0
+  s = jnp.where(first, t, s)
+  r = process.noise_level(s) / process.noise_level(jnp.where(first, 2 * t, t))
+  r = jnp.where(first, jnp.minimum(r, 0.5**0.5), r)
+  share = (1 - r) * (1 + r)
+  log_gap = jnp.where(first, -jnp.log(share), 2 * jnp.log(process.sigma(t) / process.sigma(s)))
+  return jnp.log(share) + 2 * jnp.log(process.sigma(s)), log_gap, share
+
+
+def learned_log_variance(process: Gaussian, v: Array, t, s) -> Array:
+  """log Σ of a learned reverse step t -> s, equation (2).
+
+  Args:
+    process: the process of t and s.
+    v: `Prediction.log_variance` [B, ...]: −1 stands for β̃, the posterior's variance, and 1 for β.
+    t: time of the state, scalar or [B].
+    s: time to go to, scalar or [B], 0 <= s < t. Finite at s = 0 too, with β̃ of the step 2t -> t.
+
+  Returns:
+    [B, ...].
+  """
+  log_posterior, log_gap, _ = _reverse_variance(process, as_time(t), as_time(s))
+  return like(log_posterior, v) + 0.5 * (v + 1) * like(log_gap, v)
+
+
+def variational_bound(process: Gaussian, clean_pred: Array, log_variance: Array, x0: Array, t, s) -> Array:
+  """One term of the variational bound, in nats summed over pixels: equation (4), or (6) where s = 0; [B].
+
+  For bits a dimension, as iDDPM reports it, divide by H·W·C·ln 2. Gradients reach `log_variance` alone: the mean is
+  stopped, as in iDDPM. The state x_t drops out of (5), so it is not asked for.
+
+  Args:
+    process: the process of t and s.
+    clean_pred: `Prediction.clean` at (x_t, t), [B, ...].
+    log_variance: `Prediction.log_variance` there, v of equation (2), [B, ...].
+    x0: images [B, ...]; in (6), 8-bit ones as 2k/255 − 1, k = 0..255.
+    t: time of the state, scalar or [B].
+    s: time of the step's end, scalar or [B], 0 <= s < t.
+  """
+  t, s = as_time(t), as_time(s)
+  log_posterior, log_gap, share = _reverse_variance(process, t, s)
+  delta = 0.5 * (log_variance + 1) * like(log_gap, x0)
+  mean = process.decode(jax.lax.stop_gradient(clean_pred))
+  # (μ̃ − μ)²/β̃, by α_s²(1 − r²)²/β̃ = (1 − r²)/n_s²; s = t stands for s = 0, where (6) is taken.
+  squared = like(share / process.noise_level(jnp.where(s == 0, t, s)) ** 2, x0) * (x0 - mean) ** 2
+  divergence = 0.5 * (delta + jnp.expm1(-delta) + squared * jnp.exp(-delta))
+  last = like(s == 0, x0)
+  log_std = jnp.where(last, 0.5 * (like(log_posterior, x0) + delta), 0)  # elsewhere any: bins may be too fine for Σ
+  return jnp.sum(_pixels(jnp.where(last, -_log_bin(x0, mean, log_std), divergence)), axis=-1)
+
+
+def _log_bin(x: Array, mean: Array, log_std: Array) -> Array:
+  """log of the mass that N(mean, e^(2·log_std)) gives x's bin of equation (6)."""
+  scale = jnp.exp(-log_std)
+  side = jnp.where(x > mean, -1, 1)  # by symmetry, to the tail below the mean, where Φ keeps its digits
+  centre, half = side * (x - mean) * scale, scale / 255
+  upper, lower = log_ndtr(centre + half), log_ndtr(centre - half)
+  # The outermost bins have one edge; they are told by a threshold that rounding does not move.
+  open_below = jnp.where(side > 0, x < -254 / 255, x > 254 / 255)
+  open_above = jnp.where(side > 0, x > 254 / 255, x < -254 / 255)
+  inside = jnp.where(open_above, 0, upper) + jnp.log(-jnp.expm1(lower - jnp.where(open_above, 0, upper)))
+  return jnp.where(open_below, upper, inside)

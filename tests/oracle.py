@@ -95,6 +95,53 @@ def posterior_step(schedule, m, s2, x, t, s, eta2):
   return alpha * x0 + np.sqrt(max(sigma**2 - eta2, 0)) * eps, np.sqrt(eta2)
 
 
+def euler_maruyama_step(schedule, m, s2, x, t, s):
+  """dx = (f·x − g²·score)dt + g dw with f = α'/α, g² = (σ²)' − 2fσ²; the flow's step where f is infinite."""
+  alpha, sigma, d_alpha, d_sigma = schedule(t)
+  x0, eps = _pair(schedule, m, s2, x, t)
+  if s == 0:
+    return x0, 0.0
+  if alpha == 0:
+    return euler_step(schedule, m, s2, x, t, s, False)
+  f = d_alpha / alpha
+  g2 = 2 * sigma * d_sigma - 2 * f * sigma**2
+  return x + (s - t) * (f * x + g2 * eps / sigma), np.sqrt((t - s) * g2)
+
+
+def predictor_step(schedule, m, s2, x, t, s):
+  """The chain x_t = a·x_s + b·z reversed: x_s = x_t − (a − 1)x_t + b²·score + b·z."""
+  x0, eps = _pair(schedule, m, s2, x, t)
+  if s == 0:
+    return x0, 0.0
+  (a_t, s_t), (a_s, s_s) = schedule(t)[:2], schedule(s)[:2]
+  a = a_t / a_s
+  b2 = s_t**2 - a**2 * s_s**2
+  return x - (a - 1) * x - b2 * eps / s_t, np.sqrt(b2)
+
+
+def corrected_moments(schedule, m, s2, mean, v, t, s, snr, steps):
+  """Mean and variance after Langevin steps x + ε·score + √(2ε)·z, ε = 2a²(r‖z‖/‖score‖)², in many dimensions.
+
+  There ‖z‖² is D, and ‖score‖² is D·(v + (mean − αm)²)/V², V = α²s² + σ², so that each step is affine too.
+  """
+  alpha, sigma = schedule(t)[:2]
+  total = alpha**2 * s2 + sigma**2
+  for _ in range(steps):
+    step = 2 * (alpha / schedule(s)[0] * snr) ** 2 * total**2 / (v + (mean - alpha * m) ** 2)
+    mean, v = mean - step * (mean - alpha * m) / total, (1 - step / total) ** 2 * v + 2 * step
+  return mean, v
+
+
+def predictor_corrector_moments(schedule, m, s2, grid, mean, v, snr, steps):
+  """Mean and variance of the whole sampler's result, in many dimensions."""
+  for t, s in zip(grid[:-1], grid[1:]):
+    mean, v = corrected_moments(schedule, m, s2, mean, v, t, s, snr, steps)
+    at_0, noise = predictor_step(schedule, m, s2, 0.0, t, s)
+    slope = predictor_step(schedule, m, s2, 1.0, t, s)[0] - at_0
+    mean, v = slope * mean + at_0, slope**2 * v + noise**2
+  return mean, v
+
+
 def eta2_ddpm(schedule, t, s):
   (a_t, s_t), (a_s, s_s) = schedule(t)[:2], schedule(s)[:2]
   return (s_s / s_t) ** 2 * (s_t**2 - (a_t / a_s) ** 2 * s_s**2)
@@ -115,6 +162,10 @@ def affine(name, schedule, m, s2, grid, jump=False, **options):
       return heun_step(schedule, m, s2, x, t, s, jump, **options)
     if name == "ddim":
       return posterior_step(schedule, m, s2, x, t, s, options.get("eta", 0.0) ** 2 * eta2_ddpm(schedule, t, s))
+    if name == "euler_maruyama":
+      return euler_maruyama_step(schedule, m, s2, x, t, s)
+    if name == "predictor_corrector":  # without corrections
+      return predictor_step(schedule, m, s2, x, t, s)
     rule = {"ddpm": eta2_ddpm, "decoupled": eta2_decoupled}[name]
     return posterior_step(schedule, m, s2, x, t, s, rule(schedule, t, s))
 
@@ -124,6 +175,25 @@ def affine(name, schedule, m, s2, grid, jump=False, **options):
     slope = step(1.0, t, s)[0] - at_0
     a, b, v = slope * a, slope * b + at_0, slope**2 * v + noise**2
   return a, b, v
+
+
+def affine_inverse(schedule, m, s2, grid, jump, **options):
+  """The map of an inversion from x_0 to grid[0] as (a, b), x -> a·x + b."""
+  t = grid[-2]
+
+  def first(x):
+    x0, eps = _pair(schedule, m, s2, schedule(t)[0] * x, t)
+    if jump:
+      return x + schedule(t)[0] * x0 - x0 + schedule(t)[1] * eps
+    return x + t * (schedule(t)[2] * x0 + schedule(t)[3] * eps)
+
+  def inverse(x):
+    x = first(x)
+    for t, s in zip(grid[-2:0:-1], grid[-3::-1]):
+      x = heun_step(schedule, m, s2, x, t, s, jump, **options)[0]
+    return x
+
+  return inverse(1.0) - inverse(0.0), inverse(0.0)
 
 
 # --- the flow of a mixture of Gaussians on the line ------------------------------------------------------------------

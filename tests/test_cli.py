@@ -116,6 +116,20 @@ MISTAKES = {
   "label": (sample("--workdir={tmp}/run", "--label=10"), ["--label=10", "10 classes"]),
   "negative label": (sample("--workdir={tmp}/run", "--label=-1"), ["--label=-1", "10 classes"]),
   "output there": (sample("--workdir={tmp}/run", "--out={tmp}/there"), ["--out={tmp}/there", "--overwrite"]),
+  "two models": (sample("--workdir={tmp}/run", "--checkpoint=a.pkl"), ["--checkpoint=a.pkl", "without --workdir"]),
+  "step of a checkpoint": (sample("--checkpoint=a.pkl", "--step=3"), ["--checkpoint=a.pkl", "--step"]),
+  "checkpoint not there": (sample("--checkpoint={tmp}/a.pkl", "--out={tmp}/new"), ["--checkpoint={tmp}/a.pkl"]),
+  "no checkpoint in it": (sample("--checkpoint={tmp}/there.png", "--out={tmp}/new"), ["--checkpoint={tmp}/there.png"]),
+  "grid": (sample("--workdir={tmp}/run", "--grid=emd"), ["sampling.grid = 'emd'", "nearest: edm"]),
+  "range": (sample("--workdir={tmp}/run", "--sigma_max=0.001"), ["sampling.sigma_max = 0.001"]),
+  "weights not there": (
+    train("--config={tmp}/toy.py", NEW, "--config.init_from={tmp}/a.pkl"), ["config.init_from = '{tmp}/a.pkl'"]
+  ),
+  "zip not there": (
+    train("--config=configs/edm_cifar10.py:uncond-vp-F", NEW, "--config.data.path={tmp}/a.zip"),
+    ["config.data.path = '{tmp}/a.zip'"],
+  ),
+  "no such row": (train("--config=configs/edm_cifar10.py:cond-vp-G", NEW), ["edm_cifar10.py", "'G'", "A, B, C"]),
   "config.json": (sample("--workdir={tmp}/spoilt"), ["spoilt/config.json"]),
   "no workdir to evaluate": (evaluate(), ["--workdir is missing"]),
   "nothing to evaluate": (evaluate("--workdir={tmp}/nothing"), ["no run here"]),
@@ -124,6 +138,10 @@ MISTAKES = {
 OTHERS = {
   "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
   "sampled": sample("--workdir={tmp}/run", "--seeds=0-2,7", "--label=3", "--num_steps=2", "--out={tmp}/out/a.b"),
+  "published": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--seeds=0-4", "--num_steps=2", "--out={tmp}/out/tiny"),
+  "label of a checkpoint": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--label=4", "--out={tmp}/out/label"),
+  "another process": sample("--workdir={tmp}/run", "--seeds=0", "--sampler=euler", "--grid=vp", "--process=vp",
+                            "--num_steps=3", "--out={tmp}/out/vp"),
   "sampled again": sample("--workdir={tmp}/run", "--seeds=0", "--out={tmp}/out/a.b"),
 }
 
@@ -145,6 +163,7 @@ def folder(tmp_path_factory):
   (folder / "broken.py").write_text("def get_config(:\n")
   head = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom training import tiny, toy\n"
   body = "\ndef get_config():\n  c = tiny.get_config()\n  "
+  (folder / "toy.py").write_text(head + body + "return c\n")
   (folder / "typo.py").write_text(head + body + "c.sampels = 3\n  return c\n")
   (folder / "raises.py").write_text(head + body + 'raise ValueError("nothing works")\n')
   poison = 'toy.base.network_from_config = lambda config, heads: toy.Toy(poison=float("nan"))\n'
@@ -215,6 +234,20 @@ def test_samples_are_written_and_not_written_over(results, folder):
   assert (folder / "out" / "a.b.png").read_bytes()[:4] == b"\x89PNG"
   code, _, err = results["sampled again"]
   assert code == 2 and "--overwrite" in err
+
+
+def test_a_published_checkpoint_and_another_process_are_sampled_from(results, folder):
+  code, out, err = results["published"]
+  assert code == 0, err
+  assert "CC BY-NC-SA" in out and "5 images of edm_tiny.pkl by heun, NFE 3" in out
+  with np.load(folder / "out" / "tiny.npz") as file:
+    assert file["images"].shape == (5, 8, 8, 3)
+    np.testing.assert_array_equal(file["labels"], [0, 1, 2, 3, 0])
+  code, _, err = results["label of a checkpoint"]
+  assert (code, err) == (2, "error: --label=4: this model has 4 classes\n")
+  code, out, err = results["another process"]
+  assert code == 0, err
+  assert "1 images of step 24 by euler, NFE 3" in out
 
 
 @pytest.mark.parametrize("text, wanted", [("0-3,7", [0, 1, 2, 3, 7]), ("5", [5]), (" 2 , 4-4 ", [2, 4])])

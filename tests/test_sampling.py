@@ -1,5 +1,7 @@
 """Sampling from seeds: one compilation, images that depend on their seed alone, guidance, trajectories, errors."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from training import tiny, toy
 
 from diffusion_jax import methods, process, samplers, sampling, times
+from diffusion_jax import parameterization as par
 from diffusion_jax.methods import base
 from diffusion_jax.training import start, state
 from diffusion_jax.types import Prediction, like
@@ -217,6 +220,87 @@ def test_evaluations_are_counted(exact):
   assert count(sampler="heun", num_steps=18) == 35
   assert count(sampler="ddim", num_steps=18) == 18
   assert count(sampler="heun", num_steps=18, guidance=2.0) == 70
+  assert count(sampler="predictor_corrector", num_steps=18) == 36
+
+
+# --- any grid, process and solver (EDM's Table 1) ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("grid", ["vp", "ve", "iddpm", "edm"])
+def test_every_grid_and_process_leads_to_the_data(exact, name, grid):
+  """Heun maps the prior to N(m, S2) as the closed form of the flow does: x = m + √(S2/(S2 + σ²))·(x_T − m).
+
+  In 60 steps, but for iDDPM's levels in VE's time: t = σ² shrinks by 20 in each of the last ones, which Heun cannot do.
+  """
+  fields = dict(sampler="heun", grid=grid, process=name, num_steps=900 if (grid, name) == ("iddpm", "ve") else 60)
+  p, levels = sampling.schedule_of(config_of(**fields).sampling, exact.method())
+  assert type(p) is {"vp": process.VP, "ve": process.VE, "edm": process.EDM}[name]
+  images = generate(exact, np.arange(4), **fields)
+  top = float(p.noise_level(levels[0]))
+  prior = jax.vmap(lambda k: p.prior(k[None], (8, 8, 1), levels[0])[0])(sampling.keys_of(range(4))) / p.alpha(levels[0])
+  m = (np.arange(4) / 10)[:, None, None, None]
+  expected = m + np.sqrt(S2 / (S2 + top**2)) * (prior - m)
+  # A grid's last step, Euler from σ_min, and its coarsest steps leave a bias of this size.
+  np.testing.assert_allclose(images, expected, atol=0.15 if grid == "ve" or name == "ve" else 0.05)
+
+
+def test_the_grids_are_those_of_table_1(exact):
+  """Noise levels of the schedule through the process's own t, with VP's β solved for the range."""
+  for grid, wanted in {
+    "edm": times.edm_grid(7), "ve": times.ve_grid(7), "iddpm": times.iddpm_grid(7), "vp": times.vp_grid(7)
+  }.items():
+    for name in ("vp", "ve", "edm"):
+      p, t = sampling.schedule_of(config_of(grid=grid, process=name, num_steps=7).sampling, exact.method())
+      np.testing.assert_allclose(p.noise_level(t[:-1]), wanted[:-1], rtol=2e-3)
+  fields = dict(grid="vp", process="vp", sigma_min=0.01, sigma_max=50.0)
+  p, t = sampling.schedule_of(config_of(**fields).sampling, exact.method())
+  np.testing.assert_allclose((p.noise_level(1e-3), p.noise_level(1.0)), (0.01, 50), rtol=1e-4)
+  np.testing.assert_allclose((t[0], t[-2]), (1, 1e-3), rtol=1e-4)
+
+
+def trained(name):
+  """The exact method with the noise levels of a column's network."""
+  row = {"vp": par.VPPreconditioner(), "ve": par.VEPreconditioner(), "iddpm": par.IDDPMPreconditioner()}[name]
+  return Exact().method()._replace(preconditioner=row)
+
+
+def test_a_grid_beyond_the_network_is_clamped_with_one_warning():
+  """Where the range was asked for; a grid's own range is fitted silently."""
+  levels = lambda **fields: sampling.schedule_of(config_of(num_steps=7, **fields).sampling, trained("ve"))[1]
+  with pytest.warns(UserWarning, match="clamped to those that the network was trained on, 0.02 to 100") as caught:
+    asked = levels(sigma_min=0.002, sigma_max=80.0)
+  assert len(caught) == 1
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    own = levels()
+    np.testing.assert_allclose(levels(sigma_min=0.02, sigma_max=80.0), own)
+  np.testing.assert_allclose(asked, times.edm_grid(7, 0.02, 80.0), rtol=1e-6)
+  np.testing.assert_allclose(own, asked)
+
+
+def test_iddpm_networks_see_only_their_own_levels():
+  """The grid takes the nearest u_j, each once; so does the raised level of churn."""
+  table = times.iddpm_levels()[:-1]
+  _, grid = sampling.schedule_of(config_of(num_steps=400).sampling, trained("iddpm"))
+  exact_grid = times.edm_grid(400, table[-1], 80.0)[:-1]
+  nearest = table[np.abs(table - exact_grid[:, None]).argmin(1)]
+  np.testing.assert_allclose(grid[:-1], np.unique(nearest)[::-1], rtol=1e-6)
+  assert len(grid) - 1 < 400 == len(exact_grid)
+  assert sampling.evaluations(config_of(num_steps=400).sampling, trained("iddpm")) == 2 * (len(grid) - 1) - 1
+  seen = []
+
+  def denoise(x, sigma):
+    jax.debug.callback(lambda s: seen.append(float(s)), sigma)
+    return Prediction(0 * x, x / sigma)
+
+  churn = sampling.options_of(config_of(churn=3.0, s_min=0.05, s_max=50.0).sampling, trained("iddpm"))["churn"]
+  edm, keys = process.EDM(), sampling.keys_of([0])
+  samplers.euler(denoise, edm, edm.prior(keys, (8, 8, 1), grid[0]), np.append(grid[:-1][::20], 0), keys, churn=churn)
+  jax.effects_barrier()
+  assert len(seen) > 10 and all(np.min(np.abs(table / s - 1)) < 1e-5 for s in seen)
+  raised = [s for s in seen if np.min(np.abs(grid[:-1][::20] / s - 1)) > 1e-4]
+  assert raised  # some levels were raised above the grid's
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

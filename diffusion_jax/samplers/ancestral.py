@@ -5,17 +5,22 @@
     DDPM:       η² = (σ_s/σ_t)²(σ_t² − (α_t/α_s)²σ_s²) = σ_s²(1 − r²),  r = α_tσ_s/(α_sσ_t)
                 √(σ_s² − η²) = σ_s·r                                                    (3)
     Decoupled:  η² = (σ_s/σ_t)²(σ_t² − σ_s²),  √(σ_s² − η²) = σ_s²/σ_t                  (4)
+    Variance:   DDPM's noise may have variance β = (σ_t/σ_s)²η² instead, or the network's choice between
+                the two, `losses.learned_log_variance`; the mean is that of (3)          (5)
 
 For a pair that agrees (x_t = m(ĉ, t) + σ_tε̂), (1) is the posterior of the method in its usual form; written as an
 increment it is also Algorithm 2 of Decoupled Diffusion Models, whose heads are independent. Sources: Ho et al. 2020,
-Song et al. 2021 (DDIM), Huang et al.
+Song et al. 2021 (DDIM), Nichol & Dhariwal 2021 (the learned variance), Huang et al.
 """
 
 import jax.numpy as jnp
 
+from diffusion_jax import losses
 from diffusion_jax.process import Gaussian, Process
 from diffusion_jax.samplers import loop
 from diffusion_jax.types import Array, Denoise, Key, Prediction, normal
+
+VARIANCES = ("posterior", "upper", "learned")
 
 
 def transition(process: Process, pred: Prediction, x: Array, t, s, root, eta=None, z: Array | None = None) -> Array:
@@ -35,26 +40,22 @@ def transition(process: Process, pred: Prediction, x: Array, t, s, root, eta=Non
   return x if eta is None else x + eta * z
 
 
-def _ratio(process: Gaussian, t, s):
+def noise_ratio(process: Gaussian, t, s) -> Array:
   """r of equation (3): the noise level at s over that at t; 0 at α_t = 0."""
   return process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
 
 
 def _sample(denoise, process, x, grid, keys, trajectory, rule):
-  """Runs (1) over the grid; rule(t, s) -> (√(σ_s² − η²), η or None)."""
+  """Runs (1) over the grid; rule(pred, t, s) -> (√(σ_s² − η²), η or None)."""
   x, grid = loop.prepare(x, grid, keys)
 
   def step(x, index, t, s):
-    root, eta = rule(t, s)
+    pred = denoise(x, t)
+    root, eta = rule(pred, t, s)
     z = None if eta is None else normal(keys, index, x.shape[1:], x.dtype)
-    return transition(process, denoise(x, t), x, t, s, root, eta, z)
+    return transition(process, pred, x, t, s, root, eta, z)
 
   return loop.run(step, step, x, grid, trajectory)
-
-
-def _need_keys(name, keys):
-  if keys is None:
-    raise ValueError(f"{name} draws noise: keys must hold one PRNG key an image, got None")
 
 
 def ddim(
@@ -86,12 +87,12 @@ def ddim(
   """
   deterministic = isinstance(eta, int | float) and eta == 0
   if not deterministic:
-    _need_keys("ddim with eta > 0", keys)
+    loop.need_keys("ddim with eta > 0", keys)
 
-  def rule(t, s):
+  def rule(pred, t, s):
     if deterministic:
       return process.sigma(s), None
-    r = _ratio(process, t, s)
+    r = noise_ratio(process, t, s)
     share = (1 - r) * (1 + r)  # 1 − r²
     return process.sigma(s) * jnp.sqrt(1 - eta**2 * share), process.sigma(s) * eta * jnp.sqrt(share)
 
@@ -105,10 +106,10 @@ def ddpm(
   grid: Array,
   keys: Key,
   *,
-  upper_variance: bool = False,
+  variance: str = "posterior",
   trajectory: bool = False,
 ):
-  """Ancestral sampling of DDPM, equations (1) and (3), on any grid: N evaluations.
+  """Ancestral sampling of DDPM, equations (1), (3) and (5), on any grid: N evaluations.
 
   Args:
     denoise: the pair of estimates at (x, t).
@@ -116,22 +117,31 @@ def ddpm(
     x: state at grid[0], [B, H, W, C].
     grid: [N+1] times of `process`, decreasing to 0.
     keys: [B] PRNG keys, one an image.
-    upper_variance: add noise of variance β = σ_t² − (α_t/α_s)²σ_s², the upper bound of Ho et al., to the same
-      posterior mean, in place of η²; no noise in the last step.
+    variance: of the noise added to the posterior mean (none in the last step): "posterior" η²; "upper"
+      β = σ_t² − (α_t/α_s)²σ_s², the upper bound of Ho et al.; "learned" what the network says between the two.
     trajectory: also return the states at all grid values.
 
   Returns:
     x_0 [B, H, W, C]; with trajectory, (x_0, states [N+1, B, H, W, C]).
 
   Raises:
-    ValueError: an argument has the wrong shape, the grid does not decrease to 0, or keys are missing.
+    ValueError: an argument has the wrong shape, the grid does not decrease to 0, keys are missing, `variance` is
+      unknown, or it is "learned" and the predictions have no log_variance.
   """
-  _need_keys("ddpm", keys)
+  if variance not in VARIANCES:
+    raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+  loop.need_keys("ddpm", keys)
 
-  def rule(t, s):
-    r = _ratio(process, t, s)
-    scale = jnp.where(s > 0, process.sigma(t), 0) if upper_variance else process.sigma(s)
-    return process.sigma(s) * r, scale * jnp.sqrt((1 - r) * (1 + r))
+  def rule(pred, t, s):
+    r = noise_ratio(process, t, s)
+    root = process.sigma(s) * r
+    if variance == "learned":
+      if pred.log_variance is None:
+        raise ValueError("ddpm with variance='learned' needs a Prediction with log_variance, got None")
+      log_variance = losses.learned_log_variance(process, pred.log_variance, t, s)
+      return root, jnp.where(s > 0, jnp.exp(0.5 * log_variance), 0)
+    scale = jnp.where(s > 0, process.sigma(t), 0) if variance == "upper" else process.sigma(s)
+    return root, scale * jnp.sqrt((1 - r) * (1 + r))
 
   return _sample(denoise, process, x, grid, keys, trajectory, rule)
 
@@ -155,9 +165,9 @@ def decoupled(
   Raises:
     ValueError: an argument has the wrong shape, the grid does not decrease to 0, or keys are missing.
   """
-  _need_keys("decoupled", keys)
+  loop.need_keys("decoupled", keys)
 
-  def rule(t, s):
+  def rule(pred, t, s):
     share = process.sigma(s) / process.sigma(t)
     return process.sigma(s) * share, process.sigma(s) * jnp.sqrt((1 - share) * (1 + share))
 

@@ -34,6 +34,12 @@ def prepare(x: Array, grid, keys=None) -> tuple[Array, Array | np.ndarray]:
   return jnp.asarray(x, dtype), grid
 
 
+def need_keys(name: str, keys):
+  """Raises ValueError if the noise-drawing sampler `name` was given no keys."""
+  if keys is None:
+    raise ValueError(f"{name} draws noise: keys must hold one PRNG key an image, got None")
+
+
 def num_steps(grid) -> Array:
   """True number of steps of a grid that may be padded by `times.pad`."""
   return jnp.sum(grid[1:] != grid[:-1])
@@ -54,7 +60,32 @@ def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False)
   Returns:
     The state at 0 [B, ...]; with `trajectory`, also the states at all grid values [n+1, B, ...].
   """
-  padded = isinstance(grid, jax.core.Tracer) or np.any(grid[1:-1] == grid[:-2])
+  x_min, states = _between(step, x, grid[:-1], trajectory)
+  x0 = last(x_min, num_steps(grid) - 1, jnp.asarray(grid[-2]), jnp.zeros((), grid.dtype))
+  return (x0, jnp.concatenate([x[None], states, x0[None]])) if trajectory else x0
+
+
+def rise(step: Step, first: Callable[[Array, Array], Array], x0: Array, grid: Array, trajectory: bool = False):
+  """`run` upward: `first` from 0 to the grid's smallest positive value, then `step` between them to grid[0].
+
+  Args:
+    step: for t -> s with s > t > 0.
+    first: first(x0, s), for 0 -> s.
+    x0: state at 0, [B, ...].
+    grid: [n+1], decreasing to 0 as for `run`, which may be padded.
+    trajectory: return the states too.
+
+  Returns:
+    The state at grid[0] [B, ...]; with `trajectory`, also the states at all grid values [n+1, B, ...], in its order.
+  """
+  x_min = first(x0, jnp.asarray(grid[-2]))
+  x, states = _between(step, x_min, grid[-2::-1], trajectory)
+  return (x, jnp.concatenate([x0[None], x_min[None], states])[::-1]) if trajectory else x
+
+
+def _between(step: Step, x: Array, values, trajectory: bool):
+  """Takes x at values[0] to values[-1] by a scan; returns the last state and (with `trajectory`) all but the first."""
+  padded = isinstance(values, jax.core.Tracer) or np.any(values[1:] == values[:-1])
 
   def body(x, inputs):
     index, t, s = inputs
@@ -64,7 +95,5 @@ def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False)
       x = step(x, index, t, s)
     return x, x if trajectory else None
 
-  index = jnp.arange(len(grid) - 2)
-  x_min, states = jax.lax.scan(body, x, (index, jnp.asarray(grid[:-2]), jnp.asarray(grid[1:-1])))
-  x0 = last(x_min, num_steps(grid) - 1, jnp.asarray(grid[-2]), jnp.zeros((), grid.dtype))
-  return (x0, jnp.concatenate([x[None], states, x0[None]])) if trajectory else x0
+  index = jnp.arange(len(values) - 1)
+  return jax.lax.scan(body, x, (index, jnp.asarray(values[:-1]), jnp.asarray(values[1:])))

@@ -24,7 +24,13 @@ DETERMINISTIC = {
   "ralston": {"alpha": 2 / 3},
   "ddim": {},
 }
-STOCHASTIC = {"ddpm": {}, "decoupled": {}, "ddim": {"eta": 0.7}}
+STOCHASTIC = {
+  "ddpm": {},
+  "decoupled": {},
+  "ddim": {"eta": 0.7},
+  "euler_maruyama": {},
+  "predictor_corrector": {"corrector_steps": 0},
+}
 
 
 def grid_of(name, n=12):
@@ -78,7 +84,7 @@ def test_ddpm_upper_variance_adds_beta_but_not_in_the_last_step():
   p, grid = PROCESSES["DDPM"], grid_of("DDPM", 5)
   keys = jax.vmap(jax.random.key)(jnp.arange(2048))
   x = p.prior(keys, (8, 8, 1), grid[0])
-  out = samplers.ddpm(oracle.gaussian_denoise(p, M, S2), p, x, grid, keys, upper_variance=True)
+  out = samplers.ddpm(oracle.gaussian_denoise(p, M, S2), p, x, grid, keys, variance="upper")
   v = oracle.ddpm(grid[0])[1] ** 2
   for t, s in zip(grid[:-1], grid[1:]):
     step = lambda x: oracle.posterior_step(oracle.ddpm, M, S2, x, t, s, oracle.eta2_ddpm(oracle.ddpm, t, s))[0]
