@@ -24,7 +24,7 @@ MAX_STEPS = 64  # grids are padded to this many steps, or to the next power of t
 # Noise levels [σ_min, σ_max] of each grid where a config names none.
 _RANGES = {
   "edm": (0.002, 80.0),
-  "vp": tuple(float(process_lib.VP().noise_level(t)) for t in (1e-3, 1.0)),
+  "vp": tuple(times.vp_grid(2)[1::-1].tolist()),
   "ve": (0.02, 100.0),
   "iddpm": (0.002, 81.0),
   "dpdm": (1e-4, 80.0),
@@ -91,7 +91,7 @@ def options_of(config, method: Method) -> dict:
 def evaluations(config, method: Method) -> int:
   """Network evaluations an image of a config.sampling, guidance included."""
   steps = len(schedule_of(config, method)[1]) - 1
-  count = 2 * steps - 1 if config.sampler in ("heun", "predictor_corrector") else steps
+  count = {"heun": 2 * steps - 1, "predictor_corrector": 2 * steps}.get(config.sampler, steps)
   return count * (1 if config.guidance == 1 else 2)
 
 
