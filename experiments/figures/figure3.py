@@ -59,8 +59,9 @@ def main():
     scaled = np.stack([np.broadcast_to(times[:, None] / times[0], states.shape), states / np.abs(states).max()])
     length = np.linalg.norm(np.diff(scaled, axis=1), axis=0).sum(axis=0)
     straight = np.linalg.norm(scaled[:, -1] - scaled[:, 0], axis=0)
+    kept = np.append(np.arange(0, len(times) - 1, 10), len(times) - 1)
     for i in range(len(starts)):
-      rows += [[name, i, t, x, length[i] / straight[i]] for t, x in zip(times[::10], states[::10, i])]
+      rows += [[name, i, times[k], states[k, i], length[i] / straight[i]] for k in kept]
   write(figure, ["process", "trajectory", "t", "x", "length_over_straight"], rows)
 
 

@@ -1,0 +1,123 @@
+"""The figures' programs on a network that compiles in a second: their CSVs against what is known exactly."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sklearn.datasets
+from training import tiny, toy
+
+from diffusion_jax import methods
+from diffusion_jax.methods import base
+from diffusion_jax.training import checkpoint, start
+
+ROOT = Path(__file__).parents[1]
+# Runs each argv in a fork of one process whose network is the toy one.
+FORKS = """
+import json, os, runpy, sys
+sys.path.insert(0, "tests")
+import diffusion_jax.cli, matplotlib.pyplot
+from training import toy
+toy.get_config()
+for argv in json.load(sys.stdin):
+  child = os.fork()
+  if not child:
+    sys.argv = argv
+    sys.path.insert(0, os.path.dirname(argv[0]))
+    runpy.run_path(argv[0], run_name="__main__")
+  assert os.waitpid(child, 0)[1] == 0, argv
+"""
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+  """{figure: rows of its CSV}."""
+  folder, config = tmp_path_factory.mktemp("figures"), tiny.get_config()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+    state = start.create_state(methods.from_config(config), config)
+  checkpoint.write_config(folder / "run", config)
+  checkpoints = checkpoint.Checkpoints(folder / "run")
+  checkpoints.save(state.replace(ema=jax.tree.map(np.zeros_like, state.ema), step=np.int32(24)))
+  checkpoints.close()
+  run = f"--workdir={folder}/run"
+  calls = {
+    "figure1": [],
+    "figure3": [],
+    "figure5": [run, "--num_images=200"],
+    "truncation": [run, "--num_images=4", "--steps=6"],
+  }
+  argvs = [[f"experiments/figures/{name}.py", f"--out={folder}/{name}", *flags] for name, flags in calls.items()]
+  done = subprocess.run(
+    [sys.executable, "-c", FORKS],
+    input=json.dumps(argvs),
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert all((folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in calls)
+  return {name: list(csv.DictReader((folder / f"{name}.csv").open())) for name in calls}
+
+
+def test_the_ideal_denoiser_knows_the_image_at_low_noise_and_the_mean_at_high(tables):
+  rows = {float(row["sigma"]): (float(row["images_sharing"]), float(row["rms_error"])) for row in tables["figure1"]}
+  np.testing.assert_allclose(rows[0.0], (1, 0), atol=1e-3)
+  sharing = [rows[sigma][0] for sigma in sorted(rows)]
+  assert all(np.diff(sharing) > -0.01) and 0.9 * 1500 < rows[50.0][0] <= 1500
+  digits = sklearn.datasets.load_digits().images / 8 - 1
+  spread = np.sqrt(np.mean((digits - digits.mean(axis=0)) ** 2))
+  assert abs(rows[50.0][1] / spread - 1) < 0.05
+
+
+def test_trajectories_end_at_the_two_peaks_and_are_straight_in_edm_alone(tables):
+  by_process = {}
+  for row in tables["figure3"]:
+    by_process.setdefault(row["process"], {}).setdefault(int(row["trajectory"]), []).append(row)
+  bent = {}
+  for name, runs in by_process.items():
+    assert len(runs) == 16
+    for i, rows in runs.items():
+      end = min(rows, key=lambda row: float(row["t"]))
+      assert abs(float(end["x"]) - (1 if i >= 8 else -1)) < 0.02, (name, i)
+    bent[name] = np.mean([float(rows[0]["length_over_straight"]) for rows in runs.values()]) - 1
+  edm = next(name for name in bent if "EDM" in name)
+  assert all(bent[edm] < 0.1 * bent[name] for name in bent if name != edm), bent
+
+
+def test_a_network_that_says_zero_has_its_known_loss(tables):
+  """F = 0: λ(σ)·(c_skip(y + σε) − y)² a pixel, whose mean is λ((1 − c_skip)²·E y² + c_skip²σ²)."""
+  digits = sklearn.datasets.load_digits().images / 8 - 1
+  after = [row for row in tables["figure5"] if row["model"].startswith("after")]
+  assert len(after) == 25 and len(tables["figure5"]) == 50
+  for row in after:
+    sigma, mean = float(row["sigma"]), float(row["loss_mean"])
+    c_skip = 0.25 / (sigma**2 + 0.25)
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    expected = weight * ((1 - c_skip) ** 2 * np.mean(digits**2) + c_skip**2 * sigma**2)
+    assert abs(mean / expected - 1) < 0.04, row
+
+
+def test_heun_errs_less_than_euler_where_steps_are_small(tables):
+  """F = 0 has the flow of N(0, σ_data²) in closed form: x·√((σ_s² + σ_d²)/(σ_t² + σ_d²))."""
+  steps = [row for row in tables["truncation"] if row["kind"] == "step" and row["rho"] == "7"]
+  assert len(steps) == 5
+  t = [float(row["sigma"]) for row in steps]
+  size = 1.0  # root mean square of the state over √(σ² + σ_d²), which the flow keeps
+  for row, s in zip(steps[:-1], t[1:]):
+    now = float(row["sigma"])
+    start_, end = np.hypot(now, 0.5), np.hypot(s, 0.5)
+    slope = lambda x, sigma: x * sigma / (sigma**2 + 0.25)
+    euler = start_ + (s - now) * slope(start_, now)
+    heun = start_ + (s - now) / 2 * (slope(start_, now) + slope(euler, s))
+    for column, got in (("euler_rms", euler), ("heun_rms", heun)):
+      expected = abs(got - end) * size
+      assert abs(float(row[column]) - expected) < 0.15 * expected + 2e-3, (row, expected)
