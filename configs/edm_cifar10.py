@@ -19,6 +19,7 @@ images, the best of three blocks of seeds:
 """
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config(row="cond-vp-F"):
@@ -34,5 +35,5 @@ def get_config(row="cond-vp-F"):
     "network.dropout": 0.13,
     "data.augment": 0.12,
   }
-  config_lib.set_table2(c, network, letter, config_lib.SONG_BASELINE, tuned, channel_mult=(2, 2, 2))
+  presets.set_table2(c, network, letter, presets.SONG_BASELINE, tuned, channel_mult=(2, 2, 2))
   return c

@@ -6,11 +6,11 @@
 Expect, after 1,000 steps at NFE 35: Fréchet distance .945 (two halves of the real digits: .762 ± .202).
 """
 
-from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config():
-  c = config_lib.small()
+  c = presets.small()
   c.train.num_steps = 1_000
   c.train.checkpoint_every = 250
   c.train.sample_every = 500

@@ -20,6 +20,7 @@ batch and schedule, and A and B have channels 128 × 1,1,2,2,2.
 """
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config(row="vp-F"):
@@ -27,7 +28,7 @@ def get_config(row="vp-F"):
   c = config_lib.default()
   c.data.update(name="zip", path="datasets/ffhq-64x64.zip", resolution=64, channels=3, num_classes=0)
   c.sampling.num_steps = 40
-  baseline = {**config_lib.SONG_BASELINE, "network.channel_mult": (1, 1, 2, 2, 2)}
+  baseline = {**presets.SONG_BASELINE, "network.channel_mult": (1, 1, 2, 2, 2)}
   tuned = {
     "train.batch_size": 256,
     "train.num_steps": 781_250,
@@ -36,5 +37,5 @@ def get_config(row="vp-F"):
     "network.dropout": 0.05,
     "data.augment": 0.15,
   }
-  config_lib.set_table2(c, network, letter, baseline, tuned, channel_mult=(1, 2, 2, 2))
+  presets.set_table2(c, network, letter, baseline, tuned, channel_mult=(1, 2, 2, 2))
   return c

@@ -3,11 +3,11 @@
   python experiments/train.py --config=configs/edm_photos.py --workdir=runs/edm_photos
 """
 
-from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config():
-  c = config_lib.small()
+  c = presets.small()
   c.data.update(name="photos", resolution=16, channels=3, num_classes=0, flip=True)
   c.network.attention_resolutions = (8,)
   c.label_dropout = 0.0

@@ -6,13 +6,13 @@ After the colon: TRAINING-GRID-PROCESS-SOLVER, the first two of vp, ve, iddpm, e
 edm; the solver any of the method's samplers. VP's β_d and β_min are solved anew for the grid's range of noise levels.
 """
 
-from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config(choices="vp-edm-edm-heun"):
   training, grid, process, solver = choices.split("-")
-  c = config_lib.small()
-  config_lib.set_table1(c, training)
+  c = presets.small()
+  presets.set_table1(c, training)
   c.sampling.update(grid=grid, process=process, sampler=solver)
   c.train.num_steps = 1_200
   c.train.checkpoint_every = 600

@@ -12,12 +12,12 @@ A run is sampled with any other grid, process and solver by flags, as in the thi
 experiments/results/edm_digits.
 """
 
-from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config(column="edm"):
-  c = config_lib.small()
-  config_lib.set_table1(c, column.removesuffix("_vlb"))
+  c = presets.small()
+  presets.set_table1(c, column.removesuffix("_vlb"))
   if column == "iddpm_vlb":
     c.edm.vlb_weight = 0.001
     c.sampling.update(sampler="ddpm", process="vp", variance="learned")

@@ -7,18 +7,18 @@ After the colon: the network (vp: DDPM++, ve: NCSN++) and the letter. The change
 and numbers of images are a CPU's.
 """
 
-from diffusion_jax import config as config_lib
+from diffusion_jax import presets
 
 
 def get_config(row="vp-F"):
   network, letter = (row.split("-") + [""])[:2]
-  c = config_lib.small()
+  c = presets.small()
   c.data.update(name="photos", resolution=16, channels=3, num_classes=0)
   c.network.attention_resolutions = (8,)
   c.label_dropout = 0.0
   baseline = {"optimizer.learning_rate": 1e-3, "optimizer.clip_norm": 1.0, "ema.ramp_up": 0.0, "network.dropout": 0.1}
   tuned = {"network.dropout": 0.0, "data.augment": 0.12}
-  config_lib.set_table2(c, network, letter, baseline, tuned, channel_mult=(2, 2))
+  presets.set_table2(c, network, letter, baseline, tuned, channel_mult=(2, 2))
   c.train.num_steps = 1_200
   c.train.checkpoint_every = 600
   c.train.sample_every = 1_200

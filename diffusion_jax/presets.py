@@ -1,0 +1,105 @@
+"""Settings that several configs share: what a paper's table calls a column or a row, and what fits a CPU."""
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import choose, default
+
+
+def small() -> ConfigDict:
+  """`default`, made small: a U-Net of .75M parameters on the digits, for minutes on a CPU."""
+  c = default()
+  c.network.update(channels=32, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,), dropout=0.0)
+  c.label_dropout = 0.1
+  c.optimizer.update(learning_rate=2e-3, warmup_images=10_000)
+  c.ema.half_life_images = 20_000
+  c.train.update(batch_size=32, log_every=50)
+  return c
+
+
+# The columns of EDM's Table 1: how a denoiser is trained, and its own way of sampling.
+_TABLE_1 = {
+  "vp": dict(
+    network=dict(arch="ddpmpp"),
+    edm=dict(preconditioner="vp", noise="vp", weight="inverse_variance"),
+    sampling=dict(sampler="euler", grid="vp", process="vp"),
+  ),
+  "ve": dict(
+    network=dict(arch="ncsnpp"),
+    edm=dict(preconditioner="ve", noise="log_uniform", weight="inverse_variance"),
+    sampling=dict(sampler="euler", grid="ve", process="ve"),
+  ),
+  "iddpm": dict(
+    network=dict(arch="adm"),
+    edm=dict(preconditioner="iddpm", noise="iddpm", weight="inverse_variance"),
+    sampling=dict(sampler="euler", grid="iddpm", process="edm"),
+  ),
+  "edm": dict(
+    edm=dict(preconditioner="edm", noise="lognormal", weight="edm"),
+    sampling=dict(sampler="heun", grid="edm", process="edm"),
+  ),
+}
+
+
+def set_table1(config: ConfigDict, training: str, sampling: str | None = None):
+  """Puts columns of EDM's Table 1 into a config: that column's training and network, that column's sampling.
+
+  Args:
+    config: changed in place.
+    training: vp, ve, iddpm or edm (which leaves the network as it is).
+    sampling: the same, `training` if None; the training is independent of it.
+
+  Raises:
+    ConfigError: there is no such column.
+  """
+  column = choose("edm", training, _TABLE_1)
+  config.network.update(column.get("network", {}))
+  config.edm.update(column["edm"])
+  config.sampling.update(choose("sampling", sampling or training, _TABLE_1)["sampling"])
+
+
+def set_table2(
+  config: ConfigDict, column: str, letter: str, baseline: dict, tuned: dict, channel_mult: tuple[int, ...]
+):
+  """Puts a row of EDM's Table 2 into a config: config A, the baseline, and one change a letter up to F.
+
+  A is the training of Song et al. 2021. B takes the tuned hyper-parameters, C redistributes the network's capacity, D
+  takes EDM's preconditioning, E its noise law and weight, F the augmentation in place of mirroring. All are sampled by
+  EDM's deterministic sampler.
+
+  Args:
+    config: changed in place.
+    column: of VP and VE, which differ in network, and up to C in preconditioning and up to D in loss: vp or ve.
+    letter: A to F.
+    baseline: fields (by dotted names) of A.
+    tuned: fields from B on; data.augment among them holds for F alone.
+    channel_mult: the network's, from C on.
+
+  Raises:
+    ConfigError: there is no such column or letter.
+  """
+  choose("column", column, ("vp", "ve"))
+  choose("letter", letter, tuple("ABCDEF"))
+  set_table1(config, column, "edm")
+  config.data.flip = letter < "F"
+  fields = baseline if letter == "A" else {**tuned, "data.augment": tuned["data.augment"] if letter == "F" else 0.0}
+  config.update_from_flattened_dict(fields)
+  if letter >= "C":
+    config.network.channel_mult = channel_mult
+  if letter >= "D":
+    config.edm.preconditioner = "edm"
+  if letter >= "E":
+    config.edm.update(noise="lognormal", weight="edm")
+
+
+# Config A of Table 2, the training of Song et al. 2021 on images of 32×32; EMA decay .9999 at batch 128.
+SONG_BASELINE = {
+  "train.batch_size": 128,
+  "train.num_steps": 1_562_500,  # 200 million images
+  "optimizer.learning_rate": 2e-4,
+  "optimizer.warmup_images": 640_000,
+  "optimizer.clip_norm": 1.0,
+  "ema.half_life_images": 887_000,
+  "ema.ramp_up": 0.0,
+  "network.channel_mult": (1, 2, 2, 2),
+  "network.dropout": 0.1,
+}
