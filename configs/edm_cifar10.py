@@ -23,10 +23,10 @@ from diffusion_jax import presets
 
 
 def get_config(row="cond-vp-F"):
-  classes, network, letter = (row.split("-") + ["", ""])[:3]
+  classes, network, letter = presets.row(row, ("cond", "uncond"), ("vp", "ve"), presets.LETTERS)
   c = config_lib.default()
   c.data.update(name="zip", path="datasets/cifar10-32x32.zip", resolution=32, channels=3)
-  c.data.num_classes = config_lib.choose("row", classes, {"cond": 10, "uncond": 0})
+  c.data.num_classes = 10 if classes == "cond" else 0
   tuned = {
     "train.batch_size": 512,
     "train.num_steps": 390_625,

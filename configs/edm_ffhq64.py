@@ -24,18 +24,10 @@ from diffusion_jax import presets
 
 
 def get_config(row="vp-F"):
-  network, letter = (row.split("-") + [""])[:2]
+  network, letter = presets.row(row, ("vp", "ve"), presets.LETTERS)
   c = config_lib.default()
   c.data.update(name="zip", path="datasets/ffhq-64x64.zip", resolution=64, channels=3, num_classes=0)
   c.sampling.num_steps = 40
-  baseline = {**presets.SONG_BASELINE, "network.channel_mult": (1, 1, 2, 2, 2)}
-  tuned = {
-    "train.batch_size": 256,
-    "train.num_steps": 781_250,
-    "optimizer.learning_rate": 2e-4,
-    "network.channel_mult": (1, 1, 2, 2, 2),
-    "network.dropout": 0.05,
-    "data.augment": 0.15,
-  }
-  presets.set_table2(c, network, letter, baseline, tuned, channel_mult=(1, 2, 2, 2))
+  tuned = {**presets.TUNED_64, "network.dropout": 0.05}
+  presets.set_table2(c, network, letter, presets.SONG_BASELINE_64, tuned, channel_mult=(1, 2, 2, 2))
   return c

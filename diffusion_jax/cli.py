@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
+from diffusion_jax.data.sources import DataError
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.training import checkpoint
 from diffusion_jax.training.checkpoint import WorkdirError
@@ -28,7 +29,7 @@ def run(main: Callable[[], None]):
     logging.set_verbosity(logging.WARNING)
     try:
       main()
-    except (UsageError, config_lib.ConfigError, WorkdirError) as error:
+    except (UsageError, config_lib.ConfigError, WorkdirError, DataError) as error:
       _end(error, 2)
     except Diverged as error:
       _end(error, 1)
@@ -88,12 +89,14 @@ class Model(NamedTuple):
 
 
 class ModelFlags:
-  """The flags --workdir, --step, --checkpoint and those of config.sampling."""
+  """The flags --workdir, --step and those of config.sampling, and --checkpoint unless `published` is False."""
 
-  def __init__(self):
+  def __init__(self, published: bool = True):
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
     self._step = flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
-    self._checkpoint = flags.DEFINE_string("checkpoint", None, "A published EDM pickle (.pkl), in place of a run.")
+    self._published = None
+    if published:
+      self._published = flags.DEFINE_string("checkpoint", None, "A published EDM pickle (.pkl), in place of a run.")
     self._with_sampler_flags = define_sampler()
 
   def folder(self) -> epath.Path:
@@ -102,11 +105,16 @@ class ModelFlags:
     Raises:
       UsageError: neither or both of --workdir and --checkpoint are given, or --step with a checkpoint.
     """
-    if not self._workdir.value and not self._checkpoint.value:
-      raise UsageError("--workdir is missing: the folder of a trained run (or --checkpoint, a published EDM pickle)")
-    if self._checkpoint.value and (self._workdir.value or self._step.value is not None):
-      raise UsageError(f"--checkpoint={self._checkpoint.value}: goes without --workdir and --step")
+    published = self._pickle()
+    if not self._workdir.value and not published:
+      other = " (or --checkpoint, a published EDM pickle)" if self._published else ""
+      raise UsageError(f"--workdir is missing: the folder of a trained run{other}")
+    if published and (self._workdir.value or self._step.value is not None):
+      raise UsageError(f"--checkpoint={published}: goes without --workdir and --step")
     return epath.Path(self._workdir.value or ".")
+
+  def _pickle(self) -> str | None:
+    return self._published and self._published.value
 
   def open(self) -> Model:
     """Loads the model; its config.sampling has the flags put in.
@@ -116,19 +124,19 @@ class ModelFlags:
       WorkdirError, ConfigError: there is no such run or checkpoint, or a flag's value is wrong.
     """
     folder = self.folder()
-    if not self._checkpoint.value:
+    if not self._pickle():
       config = self._with_sampler_flags(checkpoint.read_config(folder))
       method, variables, step = checkpoint.load_for_inference(folder, self._step.value, config)
       return Model(config, method, variables, step, f"step {step}")
     try:
-      denoise, params = edm_checkpoint.load(self._checkpoint.value)
+      denoise, params = edm_checkpoint.load(self._pickle())
     except ValueError as error:
       raise UsageError(f"--checkpoint={error}") from None
     config, method = edm_checkpoint.as_run(denoise)
     config = self._with_sampler_flags(config)
     config_lib.check(config)
-    config_lib.choose("sampling.sampler", config.sampling.sampler, dict.fromkeys(method.samplers))
-    return Model(config, method, {"params": params}, None, epath.Path(self._checkpoint.value).name)
+    config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
+    return Model(config, method, {"params": params}, None, epath.Path(self._pickle()).name)
 
 
 def seeds(text: str) -> list[int]:

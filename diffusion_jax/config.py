@@ -110,8 +110,8 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
-  "sampling.churn", "sampling.s_min", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max", "edm.vlb_weight",
-  "optimizer.loss_scale_growth",
+  "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
+  "edm.vlb_weight", "optimizer.loss_scale_growth",
 )  # fmt: skip
 
 
@@ -139,6 +139,11 @@ def check(config: ConfigDict, device_count: int | None = None):
   for field in ("label_dropout", "optimizer.beta1", "optimizer.beta2"):
     if not 0 <= given[field] < 1:
       raise wrong(field, given[field], "must be in [0, 1)")
+  scale = config.optimizer.loss_scale
+  if config.optimizer.loss_scale_growth and scale < 1:
+    raise wrong("optimizer.loss_scale", scale, "must be at least 1 with loss_scale_growth")
+  if config.network.dtype == "float16" and scale == 1:
+    raise wrong("optimizer.loss_scale", scale, "too small for network.dtype = 'float16': 100, or 65536 that grows")
   if not 0 <= config.data.augment <= 1:
     raise wrong("data.augment", config.data.augment, "must be a probability in [0, 1]")
   if config.data.augment and config.data.flip:
@@ -150,6 +155,14 @@ def check(config: ConfigDict, device_count: int | None = None):
     raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
   if sampling.churn and sampling.sampler not in ("euler", "heun"):
     raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
+  choose("sampling.variance", sampling.variance, ("posterior", "upper", "learned"))
+  learned = config.edm.vlb_weight and sampling.process == "vp"
+  if (sampling.sampler, sampling.variance) == ("ddpm", "learned") and not learned:
+    raise wrong("sampling.variance", "learned", "needs a network with edm.vlb_weight > 0, and sampling.process = 'vp'")
+  if sampling.s_max < sampling.s_min:
+    raise wrong("sampling.s_max", sampling.s_max, "must be at least sampling.s_min")
+  if sampling.eta > 1:
+    raise wrong("sampling.eta", sampling.eta, "must be in [0, 1]")
   if sampling.eta and sampling.sampler != "ddim":
     raise wrong("sampling.eta", sampling.eta, f"must be 0 for the sampler {sampling.sampler}; ddim has an eta")
   if sampling.guidance != 1 and not (config.data.num_classes and config.label_dropout):

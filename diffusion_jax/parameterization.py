@@ -174,7 +174,7 @@ class IDDPMPreconditioner(Preconditioner):
     return times.iddpm_levels(self.num_levels, self.c1, self.c2)[:-1]
 
   def __call__(self, sigma):
-    levels = jnp.asarray(np.ascontiguousarray(self.levels()), sigma.dtype)
+    levels = jnp.asarray(self.levels(), sigma.dtype)
     c_noise = self.num_levels - 1 - jnp.argmin(jnp.abs(levels - sigma[..., None]), axis=-1)
     return _noise_prediction(sigma, 1 / jnp.hypot(sigma, 1.0), c_noise.astype(sigma.dtype))
 
@@ -210,19 +210,21 @@ def precondition(
     preconditioner: the coefficients at a noise level.
 
   Returns:
-    denoise(x, sigma) with sigma a scalar or [B] > 0; one beyond the preconditioner's range is clamped (`clamp`). The
-    network's input and output scalings are in x's precision (float32 at least), whatever the network computes in.
+    denoise(x, sigma) with sigma a scalar or [B] > 0. Beyond the preconditioner's range D is that of the nearest level
+    in it (`clamp`), and ε̂ = (x − D)/σ still. The network's input and output scalings are in x's precision (float32 at
+    least), whatever the network computes in.
   """
 
   def denoise(x, sigma):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    sigma = clamp(preconditioner, process_lib.as_time(sigma))
-    sigma = jnp.broadcast_to(sigma, x.shape[:1]).astype(x.dtype)
-    c = preconditioner(sigma)
+    sigma = process_lib.as_time(sigma)
+    known = clamp(preconditioner, sigma)
+    shrunk = like(known / sigma, x).astype(x.dtype)  # of ε̂: 1 inside the range
+    c = preconditioner(jnp.broadcast_to(known, x.shape[:1]).astype(x.dtype))
     c_skip, c_out, c_in, e_skip, e_out = (like(v, x) for v in (c.c_skip, c.c_out, c.c_in, c.e_skip, c.e_out))
     out = network(c_in * x, c.c_noise)
     f, log_variance = out if isinstance(out, tuple) else (out, None)
     f = f.astype(x.dtype)
-    return Prediction(c_skip * x + c_out * f, e_skip * x + e_out * f, log_variance)
+    return Prediction(c_skip * x + c_out * f, shrunk * (e_skip * x + e_out * f), log_variance)
 
   return denoise

@@ -5,6 +5,7 @@ another sampler, batch size, image shape or the first use of guidance compiles a
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -44,36 +45,50 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
   networks know only a table of noise levels (iDDPM), the grid takes the nearest; levels that coincide become one.
 
   Raises:
-    ConfigError: there is no such grid or process, or the grid has not so many levels.
+    ConfigError: there is no such grid or process, or no such grid with this range and number of steps.
   """
-  defaults = choose("sampling.grid", config.grid, _RANGES)
-  preconditioner = method.preconditioner
-  asked = np.array([config.sigma_min or defaults[0], config.sigma_max or defaults[1]])
-  lo, hi = asked
-  if hi < lo:
-    raise wrong("sampling.sigma_max", float(hi), f"must be at least sigma_min = {lo:g}")
-  if preconditioner is not None:
-    lo, hi = asked.clip(preconditioner.sigma_min, preconditioner.sigma_max)
-    if config.sigma_min or config.sigma_max:
-      lo, hi = par.clamp(preconditioner, asked)
+  choose("sampling.grid", config.grid, _RANGES)
+  lo, hi = _range(config, method.preconditioner)
   vp = process_lib.VP.from_range(lo, hi)
+  if "vp" in (config.grid, config.process) and vp.beta_d + vp.beta_min < 0:
+    raise wrong("sampling.sigma_min", config.sigma_min, f"too large for vp up to {hi:g}: its noise must grow")
   try:
     levels = {
       "edm": lambda n: times.edm_grid(n, lo, hi, config.rho),
       "vp": lambda n: times.vp_grid(n, vp.beta_d, vp.beta_min),
       "ve": lambda n: times.ve_grid(n, lo, hi),
       "iddpm": lambda n: times.iddpm_grid(n, lo, hi),
-      "dpdm": lambda n: times.dpdm_grid(n, config.sigma_min or None, hi),
+      "dpdm": lambda n: times.dpdm_grid(n, lo, hi),
     }[config.grid](config.num_steps)
   except ValueError as error:
     raise wrong("sampling.num_steps", config.num_steps, str(error)) from None
-  table = None if preconditioner is None else preconditioner.levels()
+  table = None if method.preconditioner is None else method.preconditioner.levels()
   if table is not None:
     nearest = table[np.argmin(np.abs(table - levels[:-1, None]), axis=1)]
     levels = np.append(nearest[np.append(True, np.diff(nearest) < 0)], 0.0)
   choices = {"own": method.process, "edm": process_lib.EDM(), "vp": vp, "ve": process_lib.VE()}
   process = choose("sampling.process", config.process, choices)
   return process, np.asarray(process.inverse(levels))
+
+
+def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, float]:
+  """[σ_min, σ_max] of the grid: what was asked for, clamped with a warning, or else the grid's own."""
+  own = _RANGES[config.grid]
+  if config.grid == "dpdm":
+    own = float(times.dpdm_grid(config.num_steps)[-2]), own[1]
+  asked = {0: config.sigma_min, 1: config.sigma_max}
+  ends = []
+  for i, name in enumerate(("sigma_min", "sigma_max")):
+    if not math.isfinite(asked[i]):
+      raise wrong(f"sampling.{name}", asked[i], "must be finite")
+    end = np.float64(asked[i] or own[i])
+    if preconditioner is not None:
+      fitted = end.clip(preconditioner.sigma_min, preconditioner.sigma_max)
+      end = par.clamp(preconditioner, end) if asked[i] else fitted
+    ends.append(float(end))
+  if ends[1] < ends[0]:
+    raise wrong("sampling.sigma_max", ends[1], f"must be at least sigma_min = {ends[0]:g}")
+  return tuple(ends)
 
 
 def options_of(config, method: Method) -> dict:
@@ -166,7 +181,8 @@ def sample(
     variables: its parameters, see `training.state.inference_variables`.
     keys: [B] PRNG keys, one an image; see `keys_of`.
     image_shape: (H, W, C) of one image.
-    grid: [n+1] times of `process`, decreasing to 0; any n up to MAX_STEPS shares one compilation.
+    grid: [n+1] times of `process`, decreasing to 0; any n up to MAX_STEPS shares one compilation. Noise levels that
+      the network was not trained on are clamped with one warning.
     sampler: one of method.samplers.
     labels: [B] classes, -1 for none; None is unconditional.
     guidance: scale of classifier-free guidance; None evaluates the network once a step, any number twice.
@@ -184,19 +200,31 @@ def sample(
     raise ValueError(f"sampler must be one of {', '.join(method.samplers)} for this method, got {sampler!r}")
   if guidance is not None and labels is None:
     raise ValueError("guidance needs labels [B], got None")
+  process = process or method.process
+  if method.preconditioner is not None and not isinstance(grid, jax.Array):
+    grid = _within(method.preconditioner, process, grid)
   steps = len(grid) - 1
   max_steps = max(MAX_STEPS, 1 << (steps - 1).bit_length())
   static = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, bool | str)))
   traced = {name: value for name, value in options.items() if not isinstance(value, bool | str)}
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   out = _sample(
-    method.denoise, method.process, process or method.process, sampler, tuple(image_shape), trajectory, static,
+    method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static,
     variables, keys, padded, labels, guidance, traced,
   )  # fmt: skip
   if not trajectory:
     return out
   images, states = out
   return images, jnp.concatenate([states[:steps], states[-1:]])
+
+
+def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.ndarray:
+  """The grid with its noise levels clamped to those of the network; levels that coincide are passed over."""
+  grid = np.asarray(grid, np.float64)
+  levels = np.asarray(process.noise_level(grid[:-1]), np.float64)
+  known = par.clamp(preconditioner, levels)
+  moved = np.abs(known - levels) > 1e-5 * levels  # else the grid stays as it is, to the last digit
+  return np.append(np.where(moved, process.inverse(known), grid[:-1]), 0.0) if moved.any() else grid
 
 
 @functools.partial(jax.jit, static_argnums=range(7))

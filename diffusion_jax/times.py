@@ -11,6 +11,7 @@ for one length takes any of them. Noise levels (EDM's σ = σ(t)/α(t)) become a
 Laws are functions (key, batch) -> [batch] that can be traced. Source: Karras et al. 2022, Table 1.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -62,8 +63,9 @@ def ve_grid(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> np.nda
   return _ended(sigma_max * (sigma_min / sigma_max) ** _fractions(n))
 
 
+@functools.lru_cache(maxsize=8)
 def iddpm_levels(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) -> np.ndarray:
-  """The noise levels u_0 > … > u_{M−1} > u_M = 0 that iDDPM was trained on, [M+1].
+  """The noise levels u_0 > … > u_{M−1} > u_M = 0 that iDDPM was trained on, [M+1], read-only.
 
   u_{j−1} = √((u_j² + 1)/max(ᾱ_{j−1}/ᾱ_j, C_1) − 1),  ᾱ_j = sin²(π/2·j/(M(C_2 + 1))).
   """
@@ -72,6 +74,7 @@ def iddpm_levels(num_levels: int = 1000, c1: float = 0.001, c2: float = 0.008) -
   u = np.zeros(num_levels + 1)
   for j in range(num_levels, 0, -1):
     u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(alpha_bar[j - 1] / alpha_bar[j], c1) - 1)
+  u.flags.writeable = False
   return u
 
 

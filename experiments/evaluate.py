@@ -18,7 +18,7 @@ from diffusion_jax.evaluation import digits, memorisation
 from diffusion_jax.evaluation import images as images_lib
 
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1797, "Number of images generated, seeds 0, 1, …")
-model_flags = cli.ModelFlags()
+model_flags = cli.ModelFlags(published=False)
 
 
 def main():

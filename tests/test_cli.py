@@ -129,7 +129,9 @@ MISTAKES = {
     train("--config=configs/edm_cifar10.py:uncond-vp-F", NEW, "--config.data.path={tmp}/a.zip"),
     ["config.data.path = '{tmp}/a.zip'"],
   ),
-  "no such row": (train("--config=configs/edm_cifar10.py:cond-vp-G", NEW), ["edm_cifar10.py", "'G'", "A, B, C"]),
+  "no such row": (
+    train("--config=configs/edm_cifar10.py:cond-vp-G", NEW), ["edm_cifar10.py", "cond-vp-G", "cond|uncond-vp|ve-A|B|C"]
+  ),
   "config.json": (sample("--workdir={tmp}/spoilt"), ["spoilt/config.json"]),
   "no workdir to evaluate": (evaluate(), ["--workdir is missing"]),
   "nothing to evaluate": (evaluate("--workdir={tmp}/nothing"), ["no run here"]),

@@ -114,6 +114,8 @@ def test_the_letters_of_table_2_change_what_the_paper_says():
   }  # fmt: skip
   assert changed["C"] == {"network.channel_mult"} and changed["D"] == {"edm.preconditioner"}
   assert changed["E"] == {"edm.noise", "edm.weight"} and changed["F"] == {"data.flip", "data.augment"}
+  digits = [get_config("ablations/table2_digits", f"vp-{letter}")[1] for letter in "ABCDEF"]
+  assert not any(config.data.flip for config in digits)  # a mirrored digit is none
   assert rows["F"]["train.batch_size"] * rows["F"]["train.num_steps"] == 200_000_000
 
 
@@ -149,7 +151,18 @@ WRONG = [
   ({"sampling__grid": "emd"}, r"config.sampling.grid = 'emd': .*nearest: edm"),
   ({"sampling__process": "vq"}, r"config.sampling.process = 'vq': .*nearest: v"),
   ({"sampling__grid": "iddpm", "sampling__num_steps": 2000}, r"config.sampling.num_steps = 2000: .* levels"),
-  ({"sampling__variance": "learned"}, r"config.sampling.variance = 'learned': needs edm.vlb_weight"),
+  (
+    {"sampling__variance": "learned", "sampling__sampler": "ddpm"},
+    r"config.sampling.variance = 'learned': needs a network with edm.vlb_weight",
+  ),
+  ({"sampling__variance": "learnt"}, r"config.sampling.variance = 'learnt': .*nearest: learned"),
+  ({"sampling__eta": 3.0, "sampling__sampler": "ddim"}, r"config.sampling.eta = 3.0: must be in \[0, 1\]"),
+  ({"sampling__s_max": -1.0}, r"config.sampling.s_max = -1.0: must be at least"),
+  ({"sampling__s_noise": -1.0}, r"config.sampling.s_noise = -1.0: must not be negative"),
+  ({"sampling__grid": "vp", "sampling__sigma_min": 0.5}, r"config.sampling.sigma_min = 0.5: too large for vp"),
+  ({"sampling__sigma_max": float("inf")}, r"config.sampling.sigma_max = inf: must be finite"),
+  ({"network__dtype": "float16"}, r"config.optimizer.loss_scale = 1.0: too small for network.dtype"),
+  ({"optimizer__loss_scale": 0.5, "optimizer__loss_scale_growth": 9}, r"config.optimizer.loss_scale = 0.5: "),
   ({"edm__vlb_weight": 0.001}, r"config.edm.vlb_weight = 0.001: must be 0 unless"),
   ({"data__augment": 1.5}, r"config.data.augment = 1.5: must be a probability"),
   ({"data__augment": 0.1, "data__flip": True}, r"config.data.flip = True: must be False with data.augment"),

@@ -16,13 +16,14 @@ from diffusion_jax import presets
 
 
 def get_config(column="edm"):
+  (column,) = presets.row(column, (*presets.COLUMNS, "iddpm_vlb"))
   c = presets.small()
   presets.set_table1(c, column.removesuffix("_vlb"))
   if column == "iddpm_vlb":
     c.edm.vlb_weight = 0.001
     c.sampling.update(sampler="ddpm", process="vp", variance="learned")
   c.sampling.num_steps = 18 if column == "edm" else 50
-  c.train.num_steps = 1_200
+  c.train.num_steps = 2_400
   c.train.checkpoint_every = 600
   c.train.sample_every = 1_200
   return c

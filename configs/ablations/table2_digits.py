@@ -11,12 +11,11 @@ from diffusion_jax import presets
 
 
 def get_config(row="vp-F"):
-  network, letter = (row.split("-") + [""])[:2]
+  network, letter = presets.row(row, ("vp", "ve"), presets.LETTERS)
   c = presets.small()
-  baseline = {"optimizer.learning_rate": 1e-3, "optimizer.clip_norm": 1.0, "ema.ramp_up": 0.0, "network.dropout": 0.1}
-  tuned = {"network.dropout": 0.0, "data.augment": 0.12}
-  presets.set_table2(c, network, letter, baseline, tuned, channel_mult=(2, 2))
-  c.train.num_steps = 1_200
+  presets.set_table2(c, network, letter, presets.SMALL_BASELINE, presets.SMALL_TUNED, channel_mult=(2, 2))
+  c.data.flip = False  # a mirrored digit is none
+  c.train.num_steps = 2_400
   c.train.checkpoint_every = 600
   c.train.sample_every = 1_200
   return c

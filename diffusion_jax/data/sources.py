@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +22,10 @@ from etils import epath
 
 DIGITS_TEST = 297  # of 1,797 digits
 PHOTO_COLUMNS = {"train": (0, 480), "test": (480, 640)}  # the columns of each photograph that a split may see
+
+
+class DataError(ValueError):
+  """Data that cannot be read; its message is one line with the place."""
 
 
 class Source(Protocol):
@@ -137,7 +142,7 @@ class Zip:
     images = [self._decode(i) for i in indices]
     for i, image in zip(indices, images):
       if image.shape != self.image_shape:
-        raise ValueError(f"{self._place(i)} has shape {image.shape}: expected {self.image_shape}, that of the first")
+        raise DataError(f"{self._place(i)} has shape {image.shape}: expected {self.image_shape}, that of the first")
     images = np.stack(images) if images else np.zeros((0, *self.image_shape), np.uint8)
     return {"image": images, "label": self._labels[indices]}
 
@@ -148,12 +153,15 @@ class Zip:
     """Image i, [H, W, C] uint8."""
     import PIL.Image
 
-    with self._lock:  # an archive has one position
-      data = self._zip.read(self._files[i])
     try:
-      image = np.asarray(PIL.Image.open(io.BytesIO(data)))
-    except (OSError, ValueError, SyntaxError) as error:
-      raise ValueError(f"{self._place(i)} cannot be read: {error}") from None
+      with self._lock:  # an archive has one position
+        data = self._zip.read(self._files[i])
+      image = PIL.Image.open(io.BytesIO(data))
+      if image.mode not in ("L", "RGB"):
+        raise ValueError(f"its mode is {image.mode}, not 8-bit grey or RGB")
+      image = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+      raise DataError(f"{self._place(i)} cannot be read: {error}") from None
     return image if image.ndim == 3 else image[..., None]
 
   def _read_labels(self) -> tuple[np.ndarray, int]:

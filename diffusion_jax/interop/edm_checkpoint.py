@@ -68,11 +68,13 @@ class Denoiser:
     network: the U-Net; its head "out" is F.
     preconditioner: the scalings around it.
     channels: of the images.
+    label_dropout: share of examples that were trained without their label.
   """
 
   network: unet.UNet
   preconditioner: par.Preconditioner
   channels: int
+  label_dropout: float = 0.0
 
   def __call__(self, params: Params, x: Array, noise_level, labels=None, augment=None) -> Array:
     """The denoised images D(x; σ).
@@ -188,7 +190,7 @@ def from_state_dict(
   _check_levels(state_dict, preconditioner)
   network = edm_weights.with_constants(state_dict, network)
   params = edm_weights.unet_params(state_dict, network)
-  return Denoiser(network, preconditioner, init_kwargs["img_channels"]), params
+  return Denoiser(network, preconditioner, init_kwargs["img_channels"], init_kwargs.get("label_dropout", 0.0)), params
 
 
 def as_denoise(denoise: Denoiser, params: Params, labels=None) -> Denoise:
@@ -220,6 +222,8 @@ def as_run(denoise: Denoiser) -> tuple[ConfigDict, methods.Method]:
     name="none", resolution=network.resolution, channels=denoise.channels, num_classes=network.num_classes
   )
   config.edm.preconditioner = column(denoise)
+  config.edm.sigma_data = getattr(denoise.preconditioner, "sigma_data", config.edm.sigma_data)
+  config.label_dropout = denoise.label_dropout
   config.sampling.num_steps = 18 if network.resolution < 64 else 40
 
   def predict(variables, x, t, cond=None):

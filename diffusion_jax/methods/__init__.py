@@ -19,7 +19,7 @@ def from_config(config, axis_name: str | None = None) -> Method:
   """
   config_lib.check(config)
   method = config_lib.choose("method", config.method, BY_NAME)(config, axis_name)
-  config_lib.choose("sampling.sampler", config.sampling.sampler, dict.fromkeys(method.samplers))
+  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
   return method
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import losses, process, times
 from diffusion_jax import parameterization as par
-from diffusion_jax.config import choose, wrong
+from diffusion_jax.config import choose
 from diffusion_jax.methods import base
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
@@ -46,8 +46,6 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     config.edm.weight,
     {"edm": lambda s: losses.edm_weight(s, config.edm.sigma_data), "inverse_variance": losses.inverse_variance_weight},
   )
-  if config.sampling.variance == "learned" and not (config.edm.vlb_weight and config.sampling.process == "vp"):
-    raise wrong("sampling.variance", "learned", "needs edm.vlb_weight > 0 and sampling.process = 'vp'")
   edm = process.EDM()
 
   def denoiser(params, label=None, augment=None, dropout_keys=None):

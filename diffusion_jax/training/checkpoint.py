@@ -98,13 +98,23 @@ def read_config(workdir) -> ConfigDict:
   return config
 
 
+def has_checkpoint(workdir) -> bool:
+  """Whether a run has anything to go on from."""
+  folder = epath.Path(workdir) / "checkpoints"
+  return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def check_workdir(workdir, config: ConfigDict):
-  """Raises WorkdirError if the workdir holds the run of another config; train.num_steps may differ."""
+  """Raises WorkdirError if the workdir holds the run of another config.
+
+  What does not change the run's updates may differ: train.num_steps, data.path and all of sampling.
+  """
   if not (epath.Path(workdir) / "config.json").exists():
     return
   old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
   for field in new:
-    if old[field] != new[field] and field != "train.num_steps":
+    free = field in ("train.num_steps", "data.path") or field.startswith("sampling.")
+    if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
 
 

@@ -42,8 +42,11 @@ def train(config, workdir) -> state_lib.TrainState:
     Diverged: config.train.max_skipped updates in a row had a non-finite loss or gradient.
   """
   config_lib.check(config, jax.device_count())
-  config = warm.resolve(config, workdir)
+  initial = warm.load(config, workdir)
+  config = warm.resolve(config, initial, workdir)
   method = methods.from_config(config, parallel.AXIS)
+  if initial is not None:
+    initial = warm.fit(initial, method, config)
   sampling.schedule_of(config.sampling, method)
   source = load_source(config)
   checkpoint_lib.check_workdir(workdir, config)
@@ -53,7 +56,8 @@ def train(config, workdir) -> state_lib.TrainState:
   if checkpoints.latest_step() is None:
     fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
     state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast)()
-    state = warm.take(state, config) if config.init_from else state
+    state = state if initial is None else warm.take(state, initial)
+    del initial
   else:
     state = checkpoints.restore(start.template(method, config))
     logging.warning("resumed from step %d", state.step)

@@ -47,7 +47,7 @@ def _next_loss_scale(config, state: TrainState, finite: Array) -> dict:
   scale, good = state.opt_state[LOSS_SCALE]
   good = jnp.where(finite, good + 1, 0)
   grow = good == config.loss_scale_growth
-  scale = jnp.where(finite, jnp.where(grow, 2 * scale, scale), jnp.maximum(scale / 2, 1.0))
+  scale = jnp.where(finite, jnp.where(grow, jnp.minimum(2 * scale, 2.0**40), scale), jnp.maximum(scale / 2, 1.0))
   return {LOSS_SCALE: (scale, jnp.where(grow, 0, good))}
 
 
@@ -80,16 +80,16 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
     value, metrics = loss(params, batch)
     return scale * value, (value, metrics)
 
-  def value_and_grad(params, batch):
+  def part_value_and_grad(params, batch):
     (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(params, batch)
     return out, jax.tree.map(lambda g: g / scale, grads)
 
   if accumulation == 1:
-    return value_and_grad(params, batch)
+    return part_value_and_grad(params, batch)
   parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
-  shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
+  shapes = jax.eval_shape(part_value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  body = lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(params, part)), None)
+  body = lambda total, part: (jax.tree.map(jnp.add, total, part_value_and_grad(params, part)), None)
   total, _ = jax.lax.scan(body, zeros, parts, unroll=loop_unroll(accumulation))
   return jax.tree.map(lambda x: x / accumulation, total)
 

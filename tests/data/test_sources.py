@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,15 @@ def test_what_is_wrong_with_a_zip_is_one_line(tmp_path):
     (make_zip(tmp_path / "json.zip", good, **{"dataset.json": "{"}), "dataset.json cannot be read"),
     (make_zip(tmp_path / "keys.zip", good, **{"dataset.json": "{}"}), "dataset.json cannot be read"),
   ]
+  for mode in ("P", "1", "I;16", "RGBA"):
+    data = io.BytesIO()
+    Image.new(mode, (4, 4)).save(data, "png")
+    path = make_zip(tmp_path / f"{mode[0]}.zip", [data.getvalue()])
+    cases.append((path, rf"img00000000.png .image 0. cannot be read: its mode is {mode}"))
+  broken = Path(make_zip(tmp_path / "broken.zip", good)).read_bytes()
+  at = broken.index(b"IDAT")
+  (tmp_path / "broken.zip").write_bytes(broken[: at + 5] + b"!" + broken[at + 6 :])
+  cases.append((tmp_path / "broken.zip", r"broken.zip: .* cannot be read: Bad CRC"))
   for path, pattern in cases:
     with pytest.raises(ValueError, match=pattern) as error:
       load(path)

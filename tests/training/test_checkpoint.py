@@ -148,7 +148,8 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   config = tiny.get_config()
   checkpoint.check_workdir(tmp_path, config)
   checkpoint.write_config(tmp_path, config)
-  config.train.num_steps = 48
+  assert not checkpoint.has_checkpoint(tmp_path)
+  config.train.num_steps, config.sampling.rho, config.data.path = 48, 3.0, "elsewhere"  # no update depends on these
   checkpoint.check_workdir(tmp_path, config)
   config.network.channels = 16
   with pytest.raises(checkpoint.WorkdirError, match=r"config.network.channels = 8, not 16"):

@@ -34,9 +34,15 @@ def zeros(config):
   return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), template)
 
 
+def fitted(config, workdir):
+  source = warm.load(config, workdir)
+  config = warm.resolve(config, source, workdir)
+  return warm.fit(source, methods.from_config(config), config)
+
+
 def test_a_published_pickle_gives_its_parameters_to_both_copies():
   config = published_config()
-  state = warm.take(zeros(config), config)
+  state = warm.take(zeros(config), fitted(config, "nowhere"))
   _, params = edm_checkpoint.load(config.init_from)
   for tree in (state.params["net"], state.ema["net"]):
     jax.tree.map(np.testing.assert_array_equal, tree, params)
@@ -47,38 +53,54 @@ def test_a_published_pickle_gives_its_parameters_to_both_copies():
 @pytest.mark.parametrize("change, pattern", [
   (lambda c: c.network.update(channels=8), r"config.init_from = .*edm_tiny.pkl.: .*: shape .* there, shape "),
   (lambda c: c.data.update(augment=0.0), r"config.init_from = .*: map_augment/kernel: shape .* there, no such"),
-  (lambda c: c.edm.update(preconditioner="vp"), r"config.edm.preconditioner = 'vp': init_from has 'edm'"),
+  (lambda c: c.edm.update(preconditioner="vp"), r"config.edm.preconditioner = 'vp': init_from was trained with EDMP"),
+  (lambda c: c.edm.update(sigma_data=0.4), r"config.edm.preconditioner = 'edm': .*sigma_data=0.5.*sigma_data=0.4"),
   (lambda c: setattr(c, "init_from", "nothing.pkl"), r"config.init_from = 'nothing.pkl': "),
   (lambda c: setattr(c, "init_from", "no/run"), r"config.init_from = 'no/run': .*no run here"),
 ])  # fmt: skip
-def test_weights_that_do_not_fit_are_one_line(change, pattern):
+def test_weights_that_do_not_fit_are_one_line(change, pattern, tmp_path):
   config = published_config()
   change(config)
   with pytest.raises(ConfigError, match=pattern) as error:
-    warm.take(zeros(config), config)
+    fitted(config, tmp_path)
   assert "\n" not in str(error.value)
 
 
 def test_a_run_starts_from_the_averages_of_another(tmp_path, monkeypatch):
-  """Its first state holds them; Fourier frequencies come along, and a started run goes on without its source."""
+  """Its first state holds them; a mistake leaves nothing behind; a started run goes on without its source."""
   monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
   source = tiny.get_config()
   source.train.update(num_steps=4, log_every=4)
-  source.network.freqs = (0.5, 1.0, 2.0, 4.0)
   first = loop.train(source, tmp_path / "first")
   config = tiny.get_config()
   config.init_from = str(tmp_path / "first")
   config.train.update(num_steps=2, log_every=2)
-  resolved = warm.resolve(config, tmp_path / "second")
-  assert resolved.network.freqs == source.network.freqs and config.network.freqs == ()
-  state = warm.take(start.create_state(methods.from_config(resolved), resolved), resolved)
+  method = methods.from_config(config)
+  state = warm.take(start.create_state(method, config), fitted(config, tmp_path / "second"))
   jax.tree.map(np.testing.assert_array_equal, state.ema, first.ema)
   jax.tree.map(np.testing.assert_array_equal, state.params, first.ema)
   assert int(state.step) == 0
+  config.edm.sigma_data = 0.3
+  with pytest.raises(ConfigError, match="sigma_data=0.5"):
+    loop.train(config, tmp_path / "second")
+  assert not (tmp_path / "second").exists()
 
+  config.edm.sigma_data = 0.5
   loop.train(config, tmp_path / "second")
-  assert checkpoint.read_config(tmp_path / "second").network.freqs == source.network.freqs
   (tmp_path / "first").rename(tmp_path / "gone")
-  warm._source.cache_clear()
   config.train.num_steps = 4
   assert int(loop.train(config, tmp_path / "second").step) == 4
+
+
+def test_fourier_frequencies_come_with_the_weights(tmp_path):
+  """A run of ncsnpp takes those of its source, keeps them in its config.json, and refuses others."""
+  config = tiny.get_config()
+  config.network.arch, config.init_from = "ncsnpp", "somewhere"
+  source = warm.Source({}, (0.5, 1.0, 2.0), None)
+  resolved = warm.resolve(config, source, tmp_path)
+  assert resolved.network.freqs == (0.5, 1.0, 2.0) and config.network.freqs == ()
+  checkpoint.write_config(tmp_path, resolved)
+  assert warm.resolve(config, None, tmp_path).network.freqs == (0.5, 1.0, 2.0)
+  config.network.freqs = (0.5, 1.0, 3.0)
+  with pytest.raises(ConfigError, match="config.network.freqs = .*must be"):
+    warm.resolve(config, source, tmp_path)
