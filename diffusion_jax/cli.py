@@ -107,14 +107,14 @@ class ModelFlags:
     """
     published = self._pickle()
     if not self._workdir.value and not published:
-      other = " (or --checkpoint, a published EDM pickle)" if self._published else ""
+      other = "" if self._published is None else " (or --checkpoint, a published EDM pickle)"
       raise UsageError(f"--workdir is missing: the folder of a trained run{other}")
     if published and (self._workdir.value or self._step.value is not None):
       raise UsageError(f"--checkpoint={published}: goes without --workdir and --step")
     return epath.Path(self._workdir.value or ".")
 
   def _pickle(self) -> str | None:
-    return self._published and self._published.value
+    return None if self._published is None else self._published.value
 
   def open(self) -> Model:
     """Loads the model; its config.sampling has the flags put in.

@@ -108,16 +108,20 @@ def test_a_network_that_says_zero_has_its_known_loss(tables):
 
 def test_heun_errs_less_than_euler_where_steps_are_small(tables):
   """F = 0 has the flow of N(0, σ_data²) in closed form: x·√((σ_s² + σ_d²)/(σ_t² + σ_d²))."""
-  steps = [row for row in tables["truncation"] if row["kind"] == "step" and row["rho"] == "7"]
-  assert len(steps) == 5
-  t = [float(row["sigma"]) for row in steps]
-  size = 1.0  # root mean square of the state over √(σ² + σ_d²), which the flow keeps
-  for row, s in zip(steps[:-1], t[1:]):
-    now = float(row["sigma"])
-    start_, end = np.hypot(now, 0.5), np.hypot(s, 0.5)
+  steps = {
+    solver: [row for row in tables["truncation"] if (row["kind"], row["solver"], row["rho"]) == ("step", solver, "7")]
+    for solver in ("euler", "heun")
+  }
+  assert len(steps["euler"]) == len(steps["heun"]) == 5
+  t = [float(row["sigma"]) for row in steps["heun"]]
+  for i, (now, s) in enumerate(zip(t, t[1:])):
+    before, after = np.hypot(now, 0.5), np.hypot(s, 0.5)
     slope = lambda x, sigma: x * sigma / (sigma**2 + 0.25)
-    euler = start_ + (s - now) * slope(start_, now)
-    heun = start_ + (s - now) / 2 * (slope(start_, now) + slope(euler, s))
-    for column, got in (("euler_rms", euler), ("heun_rms", heun)):
-      expected = abs(got - end) * size
-      assert abs(float(row[column]) - expected) < 0.15 * expected + 2e-3, (row, expected)
+    euler = before + (s - now) * slope(before, now)
+    heun = before + (s - now) / 2 * (slope(before, now) + slope(euler, s))
+    for solver, got in (("euler", euler), ("heun", heun)):
+      expected = abs(got - after)  # the state's root mean square over √(σ² + σ_d²) is 1 at first, and the flow keeps it
+      assert abs(float(steps[solver][i]["rms_error"]) - expected) < 0.15 * expected + 2e-3, (solver, i, expected)
+  image = {(r["solver"], int(r["nfe"])): float(r["rms_error"]) for r in tables["truncation"] if r["kind"] == "image"}
+  assert image["heun", 69] < 0.4 * image["euler", 70]
+  assert image["heun", 139] < 0.4 * image["heun", 69] and image["euler", 140] < 0.7 * image["euler", 70]

@@ -17,7 +17,7 @@ from diffusion_jax import cli
 _RUNS = flags.DEFINE_string("runs", "runs/table1", "Folder of the runs vp_0, ve_0, iddpm_0, edm_0, edm_1, …")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1000, "Images a score.")
 
-EULER_STEPS, HEUN_STEPS = (10, 20, 40, 80), (3, 5, 9, 18)
+EULER_STEPS, HEUN_STEPS = (10, 20, 40, 80), (3, 5, 9, 18, 40)
 
 
 def settings(column: str) -> dict[str, list[dict]]:
@@ -26,12 +26,12 @@ def settings(column: str) -> dict[str, list[dict]]:
   heun = lambda **fields: [dict(sampler="heun", num_steps=n, grid="edm", **fields) for n in HEUN_STEPS]
   if column == "edm":
     lines = {"Euler, EDM's grid": euler(grid="edm", process="edm"), "Heun, EDM's grid, ρ = 7": heun(process="edm")}
-    return lines | {f"Heun, ρ = {rho}": heun(process="edm", rho=float(rho))[1:3] for rho in (3, 5, 10)}
+    return lines | {f"Heun, ρ = {rho}": heun(process="edm", rho=float(rho))[1:4] for rho in (3, 5, 10)}
   process = {"vp": "vp", "ve": "ve", "iddpm": "edm"}[column]
   lines = {"original: Euler, own grid and process": euler(grid=column, process=process)}
-  lines["Heun, EDM's grid"] = heun(process=process)[1:]
+  lines["Heun, EDM's grid"] = heun(process=process)[1:4]
   if process != "edm":
-    lines["Heun, EDM's grid, σ(t) = t, s(t) = 1"] = heun(process="edm")[1:]
+    lines["Heun, EDM's grid, σ(t) = t, s(t) = 1"] = heun(process="edm")[1:4]
   return lines
 
 

@@ -4,7 +4,8 @@
 
 The error of a step from σ_i to σ_{i+1} is the root mean square a pixel of its result against many small Heun steps over
 the same interval, from the same state; states follow the fine solution, so that errors of earlier steps stay out. The
-total error is that of whole trajectories against fine ones. --checkpoint=FILE.pkl takes a published network.
+error of the image is that of whole trajectories against fine ones, by ρ and by network evaluations. A published
+network is taken by --checkpoint=FILE.pkl.
 """
 
 import jax
@@ -21,6 +22,7 @@ model_flags = cli.ModelFlags()
 
 RHOS = (1.0, 3.0, 5.0, 7.0, 10.0)
 SUBSTEPS = 16  # Heun steps of the reference in each interval
+EULER_STEPS, HEUN_STEPS = (5, 9, 17, 35, 70, 140), (3, 5, 9, 18, 35, 70)  # nearly equal evaluations
 
 
 def rms(x) -> float:
@@ -29,7 +31,7 @@ def rms(x) -> float:
 
 def main():
   outputs()
-  config, method, variables, _, name = model_flags.open()
+  config, method, variables, _, title = model_flags.open()
   setting, edm, n = config.sampling, process.EDM(), _NUM_STEPS.value
   lo, hi = setting.sigma_min or 0.002, setting.sigma_max or 80.0
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
@@ -58,35 +60,49 @@ def main():
     "euler": jax.jit(lambda grid: samplers.euler(denoise, edm, start, grid)),
     "heun": jax.jit(lambda grid: samplers.heun(denoise, edm, start, grid)),
   }
-  rows, totals = [], []
-  exact = None
+  solvers = {"euler": euler, "heun": heun}
+  rows, exact = [], None
   for rho in RHOS:
     grid = times.edm_grid(n, lo, hi, rho)
     x = start
     for i in range(n - 1):
       t, s = (jnp.float32(v) for v in grid[i : i + 2])
       after = fine(x, t, s)
-      rows.append(["step", rho, i, float(t), rms(euler(x, t, s) - after), rms(heun(x, t, s) - after)])
+      rows += [["step", name, rho, i, float(t), 1, rms(step(x, t, s) - after)] for name, step in solvers.items()]
       x = after
-    exact = denoise(x, jnp.float32(grid[-2])).clean if rho == 7.0 else exact
-    totals.append((rho, {solver: run(grid.astype(np.float32)) for solver, run in whole.items()}))
-  rows += [["total", rho, "", "", *(rms(got[s] - exact) for s in ("euler", "heun"))] for rho, got in totals]
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
-  for rho in RHOS:
-    points = np.array([row[3:] for row in rows if row[0] == "step" and row[1] == rho])
-    (line,) = left.plot(points[:, 0], points[:, 2], "o-", markersize=3, label=f"Heun, ρ = {rho:g}")
     if rho == 7:
-      left.plot(points[:, 0], points[:, 1], "s--", markersize=3, color=line.get_color(), label="Euler, ρ = 7")
+      exact = denoise(x, jnp.float32(grid[-2])).clean
+  runs = [(solver, rho, n) for solver in solvers for rho in RHOS]
+  runs += [("euler", 7.0, steps) for steps in EULER_STEPS] + [("heun", 7.0, steps) for steps in HEUN_STEPS]
+  for solver, rho, steps in runs:
+    error = rms(whole[solver](times.edm_grid(steps, lo, hi, rho).astype(np.float32)) - exact)
+    rows.append(["image", solver, rho, steps, "", 2 * steps - 1 if solver == "heun" else steps, error])
+
+  figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4))
+  chosen = lambda kind, solver, **fields: np.array([
+    [row[4] or 0, row[5], row[6], row[2]]
+    for row in rows
+    if row[:2] == [kind, solver] and fields.get("rho", row[2]) == row[2] and fields.get("steps", row[3]) == row[3]
+  ])  # fmt: skip
+  for rho in RHOS:
+    sigma, _, error, _ = chosen("step", "heun", rho=rho).T
+    (line,) = left.plot(sigma, error, "o-", markersize=3, label=f"Heun, ρ = {rho:g}")
+    if rho == 7:
+      sigma, _, error, _ = chosen("step", "euler", rho=rho).T
+      left.plot(sigma, error, "s--", markersize=3, color=line.get_color(), label="Euler, ρ = 7")
+  for solver in solvers:
+    _, _, error, rho = chosen("image", solver, steps=n)[: len(RHOS)].T
+    middle.plot(rho, error, "o-", label=solver)
+    points = chosen("image", solver, rho=7.0)
+    points = points[np.argsort(points[:, 1])]
+    right.plot(points[:, 1], points[:, 2], "o-", label=f"{solver}, ρ = 7")
   left.set(xscale="log", yscale="log", xlabel="σ at the start of the step", ylabel=f"error of a step, {n} steps")
-  left.set_title(name)
-  left.legend(fontsize=7)
-  final = [row for row in rows if row[0] == "total"]
-  for column, solver in ((4, "Euler"), (5, "Heun")):
-    right.plot([row[1] for row in final], [row[column] for row in final], "o-", label=solver)
-  right.set(xlabel="ρ", ylabel="error of the image", yscale="log")
-  right.legend()
-  write(figure, ["kind", "rho", "step", "sigma", "euler_rms", "heun_rms"], rows)
+  middle.set(xlabel="ρ", ylabel=f"error of the image, {n} steps", yscale="log")
+  right.set(xlabel="network evaluations", ylabel="error of the image", xscale="log", yscale="log")
+  left.set_title(title)
+  for axes in (left, middle, right):
+    axes.legend(fontsize=7)
+  write(figure, ["kind", "solver", "rho", "step_or_steps", "sigma", "nfe", "rms_error"], rows)
 
 
 if __name__ == "__main__":
