@@ -54,6 +54,8 @@ def default() -> ConfigDict:
   c.edm.noise = "lognormal"  # lognormal, log_uniform, vp, iddpm
   c.edm.p_mean = -1.2
   c.edm.p_std = 1.2
+  c.edm.sigma_min = 0.02  # of the VE column: its law's range, and what its preconditioner is trained on
+  c.edm.sigma_max = 100.0  # Song & Ermon 2020: about the largest distance between two images
   c.edm.weight = "edm"  # edm: (σ² + σ_data²)/(σσ_data)²; inverse_variance: 1/σ²
   c.edm.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a second head learns the reverse variance; .001 in the paper
 
@@ -103,8 +105,8 @@ def default() -> ConfigDict:
 
 
 _POSITIVE = (
-  "data.resolution", "data.channels", "edm.sigma_data", "edm.p_std", "optimizer.learning_rate", "train.batch_size",
-  "train.num_steps", "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every",
+  "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
+  "train.batch_size", "train.num_steps", "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every",
   "train.keep_checkpoints", "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.snr",
   "sampling.rho", "ema.half_life_images", "optimizer.epsilon", "optimizer.loss_scale",
 )  # fmt: skip
@@ -151,6 +153,8 @@ def check(config: ConfigDict, device_count: int | None = None):
   if config.edm.vlb_weight and (config.edm.preconditioner, config.edm.noise) != ("iddpm", "iddpm"):
     raise wrong("edm.vlb_weight", config.edm.vlb_weight, "must be 0 unless edm.preconditioner and edm.noise are iddpm")
   sampling = config.sampling
+  if config.edm.sigma_max <= config.edm.sigma_min:
+    raise wrong("edm.sigma_max", config.edm.sigma_max, "must be greater than edm.sigma_min")
   if sampling.sigma_max and sampling.sigma_max < sampling.sigma_min:
     raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
   if sampling.churn and sampling.sampler not in ("euler", "heun"):

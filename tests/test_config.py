@@ -24,7 +24,7 @@ ROWS = {
   "edm_cifar10": [f"{classes}-{row}" for classes in ("cond", "uncond") for row in _LETTERS],
   "edm_ffhq64": _LETTERS,
   "edm_afhqv2_64": _LETTERS,
-  "ablations/table1_digits": ["vp", "ve", "iddpm", "edm", "iddpm_vlb"],
+  "ablations/table1_digits": ["vp", "ve", "ve100", "iddpm", "edm", "iddpm_vlb"],
   "ablations/table2_digits": _LETTERS,
   "ablations/table2_photos": _LETTERS,
   "ablations/sampling_digits": [f"{t}-{g}-{p}-heun" for t, g, p in zip(("vp", "iddpm"), ("ve", "edm"), ("edm", "ve"))],

@@ -103,7 +103,7 @@ def _preconditioner(config) -> par.Preconditioner:
   choices = {
     "edm": lambda: par.EDMPreconditioner(config.sigma_data),
     "vp": par.VPPreconditioner,
-    "ve": par.VEPreconditioner,
+    "ve": lambda: par.VEPreconditioner(config.sigma_min, config.sigma_max),
     "iddpm": par.IDDPMPreconditioner,
   }
   return choose("edm.preconditioner", config.preconditioner, choices)()
@@ -112,7 +112,7 @@ def _preconditioner(config) -> par.Preconditioner:
 def _law(config) -> times.Law:
   choices = {
     "lognormal": lambda: times.lognormal(config.p_mean, config.p_std),
-    "log_uniform": times.log_uniform,
+    "log_uniform": lambda: times.log_uniform(config.sigma_min, config.sigma_max),
     "vp": times.vp_uniform,
     "iddpm": times.iddpm_uniform,
   }
