@@ -106,9 +106,9 @@ def default() -> ConfigDict:
 
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
-  "train.batch_size", "train.num_steps", "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every",
-  "train.keep_checkpoints", "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.snr",
-  "sampling.rho", "ema.half_life_images", "optimizer.epsilon", "optimizer.loss_scale",
+  "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
+  "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+  "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.snr", "sampling.rho",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
