@@ -24,8 +24,8 @@ EDM = dict(sampler="heun", grid="edm", process="edm")
 CHURNS = (0.0, 10.0, 20.0, 40.0)
 STEPS = 18
 ORIGINAL = {
-  "vp": dict(sampler="euler_maruyama", grid="vp", process="vp"),
-  "ve": dict(sampler="predictor_corrector", grid="ve", process="ve"),
+  "vp": [dict(sampler="euler_maruyama", grid="vp", process="vp", num_steps=n) for n in (10, 20, 40)],
+  "ve": [dict(sampler="predictor_corrector", grid="ve", process="ve", num_steps=n) for n in (10, 20)],
 }
 
 
@@ -53,7 +53,7 @@ def main():
   for column, original in ORIGINAL.items():
     workdirs = seeds_of(_RUNS.value, column)
     for name, settings in {
-      f"{column}: {original['sampler'].replace('_', '–')}": [dict(original, num_steps=n) for n in (10, 20, 40)],
+      f"{column}: {original[0]['sampler'].replace('_', '–')}": original,
       f"{column}: Heun, no churn": [dict(EDM, num_steps=n) for n in (5, 9, 18)],
       f"{column}: Heun, S_churn = 10": [dict(EDM, num_steps=n, churn=10.0) for n in (9, 18)],
     }.items():
