@@ -87,6 +87,7 @@ class Block(nn.Module):
   def __call__(self, x: Array, emb: Array, dropout_keys: Key | None = None) -> Array:
     style, dtype = self.style, self.dtype
     norm = lambda name: GroupNorm(style.eps, name=name)
+    x = layers.backward_once(x, emb)
 
     h = self._resampled(nn.silu(norm("norm0")(x)).astype(dtype))
     h = Conv(self.features, style.init, dtype=dtype, name="conv0")(h)
