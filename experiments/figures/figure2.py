@@ -26,7 +26,7 @@ def settings(column: str) -> dict[str, list[dict]]:
   heun = lambda **fields: [dict(sampler="heun", num_steps=n, grid="edm", **fields) for n in HEUN_STEPS]
   if column == "edm":
     lines = {"Euler, EDM's grid": euler(grid="edm", process="edm"), "Heun, EDM's grid, ρ = 7": heun(process="edm")}
-    return lines | {f"Heun, ρ = {rho}": heun(process="edm", rho=float(rho))[1:4] for rho in (3, 5, 10)}
+    return lines | {f"Heun, ρ = {rho}": heun(process="edm", rho=float(rho))[1:3] for rho in (3, 5, 10)}
   process = {"vp": "vp", "ve": "ve", "iddpm": "edm"}[column]
   lines = {"original: Euler, own grid and process": euler(grid=column, process=process)}
   lines["Heun, EDM's grid"] = heun(process=process)[1:4]
