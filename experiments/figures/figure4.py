@@ -2,9 +2,10 @@
 
   python experiments/figures/figure4.py --runs=runs/table1 --out=experiments/results/edm_digits/figure4
 
-Left: the original stochastic samplers (Euler–Maruyama for VP, predictor–corrector for VE) beside deterministic Heun. Middle: score
-against S_churn for the network trained as VP and for EDM's (Figure 5b). Right: the same for the analytic denoiser, the
-best one of the training digits, for which the paper saw no degradation (Section 4). The runs are those of figure2.py.
+Left: the original stochastic samplers (Euler–Maruyama for VP, predictor–corrector for VE) beside deterministic Heun.
+Middle: score against S_churn for the network trained as VP and for EDM's (Figure 5b). Right: the same for the analytic
+denoiser, the best one of the training digits, for which the paper saw no degradation (Section 4). The runs are those of
+figure2.py.
 """
 
 import jax
