@@ -22,7 +22,7 @@ _RUNS = flags.DEFINE_string("runs", "runs/table1", "Folder of the runs vp_0, ve_
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1000, "Images a score.")
 
 EDM = dict(sampler="heun", grid="edm", process="edm")
-CHURNS = (0.0, 10.0, 40.0)
+CHURNS = (0.0, 40.0)
 STEPS = 18
 ORIGINAL = {
   "vp": [dict(sampler="euler_maruyama", grid="vp", process="vp", num_steps=n) for n in (20,)],
