@@ -3,11 +3,14 @@
     d² = |μ_1 − μ_2|² + tr C_1 + tr C_2 − 2·tr (C_1 C_2)^½                                     (1)
     C_i = L_i L_iᵀ   ⇒   tr (C_1 C_2)^½ = ‖L_1ᵀ L_2‖_*, the sum of the singular values            (2)
 
-Equation (2) takes no square root of a rounding error, as a root of the product C_1 C_2 would: with L_i from the
-eigenvectors of C_i whose eigenvalues stand above rounding, covariances of any rank give full precision.
+Equation (2) takes no square root of a rounding error, as a root of the product C_1 C_2 would: with L_i from a pivoted
+Cholesky decomposition that ends at the rank of C_i, covariances of any rank give full precision.
 """
 
 import numpy as np
+from scipy.linalg import lapack
+
+from diffusion_jax.evaluation.streaming import moments as moments
 
 
 def frechet_distance(mu1, cov1, mu2, cov2) -> float:
@@ -38,20 +41,6 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
   return max(float(distance), 0.0)  # rounding may leave −1e-13
 
 
-def moments(features) -> tuple[np.ndarray, np.ndarray]:
-  """Mean [d] and covariance [d, d] (divisor N − 1) of `features` [N, d], in float64.
-
-  Raises:
-    ValueError: features are not [N, d] with N >= 2, or not all finite.
-  """
-  features = _finite("features", features)
-  if features.ndim != 2 or len(features) < 2:
-    raise ValueError(f"features must be [N, d] with N >= 2, got shape {list(features.shape)}")
-  mean = features.mean(axis=0)
-  centred = features - mean
-  return mean, centred.T @ centred / (len(features) - 1)
-
-
 def _finite(name: str, value) -> np.ndarray:
   value = np.asarray(value, np.float64)
   bad = value.size - np.count_nonzero(np.isfinite(value))
@@ -65,8 +54,15 @@ def _factor(name: str, cov: np.ndarray) -> np.ndarray:
   scale = np.abs(cov).max()
   if np.abs(cov - cov.T).max() > 1e-4 * scale:  # loose enough for a covariance taken in float32
     raise ValueError(f"{name} must be symmetric, got entries that differ by {np.abs(cov - cov.T).max():.3g}")
-  values, vectors = np.linalg.eigh((cov + cov.T) / 2)
+  cov = (cov + cov.T) / 2
+  rounding = len(cov) * np.finfo(np.float64).eps
+  packed, pivots, rank, _ = lapack.dpstrf(cov, tol=rounding * np.diag(cov).max(), lower=1)
+  factor = np.empty((len(cov), rank))
+  factor[pivots - 1] = np.tril(packed)[:, :rank]
+  if np.abs(factor @ factor.T - cov).max() <= 2 * rounding * scale:
+    return factor
+  values, vectors = np.linalg.eigh(cov)  # a covariance with larger errors, as from float32
   if values[0] < -1e-4 * max(values[-1], 0):
     raise ValueError(f"{name} must be positive semidefinite, got an eigenvalue {values[0]:.3g}")
-  kept = values > len(cov) * np.finfo(np.float64).eps * values[-1]
+  kept = values > rounding * values[-1]
   return vectors[:, kept] * np.sqrt(values[kept])

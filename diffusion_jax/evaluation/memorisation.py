@@ -12,8 +12,7 @@ generator that does not copy has about their share, and only more than that is e
 import numpy as np
 
 from diffusion_jax.data import sources
-
-BLOCK = 1 << 22  # distances held at a time: 32 MiB
+from diffusion_jax.evaluation import neighbours
 
 
 def nearest(a, b) -> tuple[np.ndarray, np.ndarray]:
@@ -59,19 +58,8 @@ def heldout_share() -> float:
 
 def _nearest(a, b, skip=None):
   """`nearest` of [N, d] and [M, d]; with `skip` [N], image i may not choose b[skip[i]]."""
-  squares = np.sum(b * b, axis=1)
-  indices = np.empty(len(a), np.int64)
-  rows = max(1, BLOCK // len(b))
-  for i in range(0, len(a), rows):
-    block = squares - 2 * (a[i : i + rows] @ b.T)  # |a − b|² − |a|²
-    if skip is not None:
-      block[np.arange(len(block)), skip[i : i + rows]] = np.inf
-    indices[i : i + rows] = np.argmin(block, axis=1)
-  distances = np.empty(len(a))
-  rows = max(1, BLOCK // b.shape[1])
-  for i in range(0, len(a), rows):  # afresh from the difference: the expanded square loses small distances
-    distances[i : i + rows] = np.linalg.norm(a[i : i + rows] - b[indices[i : i + rows]], axis=1)
-  return distances, indices
+  squares, indices = neighbours.kth_nearest(a, b, skip=skip)
+  return np.sqrt(squares), indices
 
 
 def _flat(name_a, a, name_b, b):

@@ -1,5 +1,7 @@
 """Fréchet distance against closed forms and scipy's matrix square root."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,6 +9,8 @@ import scipy.stats
 
 from diffusion_jax import evaluation
 from diffusion_jax.evaluation import frechet_distance, moments
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.npz"
 
 
 def random_covariance(rng, d):
@@ -73,13 +77,43 @@ def test_a_set_to_itself_and_moved(n, d, scale):
   assert got == pytest.approx(np.sum(shift**2), rel=1e-6)
 
 
-def test_moments():
-  features = np.random.default_rng(4).standard_normal((100, 7)).astype(np.float32) + 1000  # too much for float32 sums
-  mean, cov = moments(features)
-  assert mean.dtype == cov.dtype == np.float64
-  np.testing.assert_allclose(mean, features.astype(np.float64).mean(0), rtol=1e-14)
-  np.testing.assert_allclose(cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-10)
-  np.testing.assert_array_equal(moments([[0.0, 1.0], [2.0, 1.0]])[1], [[2.0, 0.0], [0.0, 0.0]])
+@pytest.fixture(scope="module")
+def golden():
+  """torch-fidelity's features and their distance."""
+  with np.load(GOLDEN) as file:
+    return file["features_real"], file["features_generated"], float(file["fid"])
+
+
+def test_golden(golden):
+  real, generated, expected = golden
+  got = frechet_distance(*moments(real), *moments(generated))
+  assert got == pytest.approx(expected, rel=1e-6)  # torch-fidelity takes the means in float32
+  assert frechet_distance(*moments(generated), *moments(generated)) < 1e-6
+
+
+def test_fewer_features_than_dimensions():
+  """Ranks 299 and 299 of 512: 0 to itself, and the trace of the root where scipy's would lose it to rounding."""
+  rng = np.random.default_rng(6)
+  x, y = (rng.standard_normal((300, 512)) * np.geomspace(30, 1e-2, 512)).astype(np.float32), rng.random((300, 512))
+  assert frechet_distance(*moments(x), *moments(x)) < 1e-6
+  a, b = ((z - z.astype(np.float64).mean(0)) / np.sqrt(299) for z in (x, y))  # C = aᵀa
+  root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+  mean = np.sum((x.astype(np.float64).mean(0) - y.mean(0)) ** 2)
+  expected = mean + np.sum(a**2) + np.sum(b**2) - 2 * root
+  assert frechet_distance(*moments(x), *moments(y)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_covariances_of_float32(n):
+  """Their rounding leaves eigenvalues below 0, or above where there should be none."""
+  x = np.random.default_rng(n).standard_normal((n, 40)) * np.geomspace(1, 1e-6, 40)
+  x = x @ scipy.stats.ortho_group.rvs(40, random_state=n)
+  mean, cov = moments(x)
+  rough = cov.astype(np.float32)
+  assert np.linalg.eigvalsh(rough.astype(np.float64))[0] < 0
+  got = frechet_distance(mean, rough, mean + 0.1, cov)
+  assert got == pytest.approx(0.4, abs=1e-3)
+  assert frechet_distance(mean, rough, mean, rough) < 1e-6
 
 
 def test_exports():

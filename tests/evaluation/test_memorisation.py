@@ -5,7 +5,7 @@ import pytest
 import scipy.spatial.distance
 
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import memorisation
+from diffusion_jax.evaluation import memorisation, neighbours
 
 
 def line(*values):
@@ -15,7 +15,7 @@ def line(*values):
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 22])
 def test_nearest_is_brute_force(monkeypatch, block):
-  monkeypatch.setattr(memorisation, "BLOCK", block)
+  monkeypatch.setattr(neighbours, "BLOCK", block)
   rng = np.random.default_rng(0)
   a, b = rng.standard_normal((37, 4, 4, 3)), rng.standard_normal((23, 4, 4, 3))
   every = scipy.spatial.distance.cdist(a.reshape(37, -1), b.reshape(23, -1))
