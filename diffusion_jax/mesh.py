@@ -20,3 +20,12 @@ def everywhere(tree):
 def spread(x):
   """Lays [B, ...] over the local devices; their number must divide B."""
   return jax.device_put(x, batch_sharding())
+
+
+def gather_hosts(rows: np.ndarray) -> np.ndarray:
+  """Joins the rows [n, ...] of all hosts, first host first, on each of them; n is the same everywhere."""
+  if jax.process_count() == 1:
+    return rows
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

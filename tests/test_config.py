@@ -15,7 +15,8 @@ from PIL import Image
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
-from diffusion_jax.training import checkpoint, loop, start
+from diffusion_jax.data import sources
+from diffusion_jax.training import checkpoint, start
 
 ROOT = Path(__file__).parents[1] / "configs"
 _LETTERS = [f"{network}-{letter}" for network in ("vp", "ve") for letter in "ABCDEF"]
@@ -81,7 +82,7 @@ def test_every_config_file_can_be_run(name, row, tmp_path):
     assert config.data.path in module.__doc__
     config.data.path = str(tmp_path / "data.zip")
     small_zip(config.data.path, config)
-  loop.load_source(config)
+  sources.from_config(config)
   checkpoint.write_config(tmp_path, config)
   old, new = config_lib.flatten(config), config_lib.flatten(checkpoint.read_config(tmp_path))
   assert old == new and [type(v) for v in old.values()] == [type(new[k]) for k in old]
@@ -221,6 +222,6 @@ def test_a_batch_must_divide_over_devices_and_parts(size, devices, accumulation)
 ])  # fmt: skip
 def test_data_that_does_not_fit_is_an_error(changes, pattern):
   with pytest.raises(config_lib.ConfigError) as error:
-    loop.load_source(with_(**changes))
+    sources.from_config(with_(**changes))
   assert re.search(pattern, str(error.value)), str(error.value)
   assert "\n" not in str(error.value)

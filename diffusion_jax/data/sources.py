@@ -20,6 +20,8 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
+from diffusion_jax import config as config_lib
+
 DIGITS_TEST = 297  # of 1,797 digits
 PHOTO_COLUMNS = {"train": (0, 480), "test": (480, 640)}  # the columns of each photograph that a split may see
 
@@ -209,6 +211,29 @@ def load(name: str, split: str, **options) -> Source:
     if option not in valid:
       _known(f"option of source {name!r}", option, valid)
   return make(split, **options)
+
+
+def from_config(config) -> Source:
+  """The data of config.data.
+
+  Raises:
+    ConfigError: there is no such source, or its images or classes are not what the config says.
+  """
+  data = config.data
+  config_lib.choose("data.name", data.name, SOURCES)
+  options = {"photos": {"resolution": data.resolution}, "zip": {"path": data.path}}.get(data.name, {})
+  try:
+    source = load(data.name, data.split, **options)
+  except ValueError as error:
+    field = "data.path" if data.name == "zip" else "data.split"
+    raise config_lib.wrong(field, data[field.removeprefix("data.")], str(error)) from None
+  shape = (data.resolution, data.resolution, data.channels)
+  if source.image_shape != shape:
+    raise config_lib.wrong("data.resolution, data.channels", shape, f"{data.name} has images {source.image_shape}")
+  if data.num_classes not in (0, source.num_classes):
+    expected = f"{data.name} has {source.num_classes}; 0 ignores them"
+    raise config_lib.wrong("data.num_classes", data.num_classes, expected)
+  return source
 
 
 def digits(split: str) -> Source:

@@ -1,6 +1,7 @@
 """Checkpoints: atomic, asynchronous, kept by count, each with the config that made it."""
 
 import contextlib
+import hashlib
 import json
 
 import orbax.checkpoint as ocp
@@ -102,6 +103,34 @@ def has_checkpoint(workdir) -> bool:
   """Whether a run has anything to go on from."""
   folder = epath.Path(workdir) / "checkpoints"
   return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def newest(workdir) -> int:
+  """The step of the newest complete checkpoint; raises WorkdirError where there is none."""
+  folder = epath.Path(workdir) / "checkpoints"
+  steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+  if not steps:
+    raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
+  return max(steps)
+
+
+def fingerprint(workdir, step: int) -> str:
+  """SHA-256 in hexadecimal of the files of one checkpoint: their names, sizes and bytes."""
+  folder = epath.Path(workdir) / "checkpoints" / str(step)
+  digest = hashlib.sha256()
+  for path in _files(folder):
+    data = path.read_bytes()
+    digest.update(f"{path.relative_to(folder)} {len(data)}\n".encode() + data)
+  return digest.hexdigest()
+
+
+def _files(folder: epath.Path):
+  """All files under a folder, in the order of their names."""
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
 
 
 def check_workdir(workdir, config: ConfigDict):

@@ -48,7 +48,7 @@ def train(config, workdir) -> state_lib.TrainState:
   if initial is not None:
     initial = warm.fit(initial, method, config)
   sampling.schedule_of(config.sampling, method)
-  source = load_source(config)
+  source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config)
   checkpoint_lib.write_config(workdir, config)
   checkpoints = checkpoint_lib.Checkpoints(workdir, config.train.keep_checkpoints)
@@ -93,29 +93,6 @@ def train(config, workdir) -> state_lib.TrainState:
         logging.warning("stopped by SIGTERM at step %d; saved", step)
         break
   return parallel.unreplicate(state)
-
-
-def load_source(config) -> sources.Source:
-  """The data of config.data.
-
-  Raises:
-    ConfigError: there is no such source, or its images or classes are not what the config says.
-  """
-  data = config.data
-  config_lib.choose("data.name", data.name, sources.SOURCES)
-  options = {"photos": {"resolution": data.resolution}, "zip": {"path": data.path}}.get(data.name, {})
-  try:
-    source = sources.load(data.name, data.split, **options)
-  except ValueError as error:
-    field = "data.path" if data.name == "zip" else "data.split"
-    raise config_lib.wrong(field, data[field.removeprefix("data.")], str(error)) from None
-  shape = (data.resolution, data.resolution, data.channels)
-  if source.image_shape != shape:
-    raise config_lib.wrong("data.resolution, data.channels", shape, f"{data.name} has images {source.image_shape}")
-  if data.num_classes not in (0, source.num_classes):
-    expected = f"{data.name} has {source.num_classes}; 0 ignores them"
-    raise config_lib.wrong("data.num_classes", data.num_classes, expected)
-  return source
 
 
 def save_grid(config, method: methods.Method, state: state_lib.TrainState, workdir, step: int):

@@ -14,7 +14,8 @@ from absl import flags
 from common import outputs, plt, write
 
 from diffusion_jax import cli, losses, sampling
-from diffusion_jax.training import loop, start, state
+from diffusion_jax.data import sources
+from diffusion_jax.training import start, state
 from diffusion_jax.types import normal
 
 _PATH = flags.DEFINE_string("path", "", "A zip of images, for a published checkpoint.")
@@ -42,7 +43,7 @@ def main():
   config, method, variables, step, name = model_flags.open()
   if _PATH.value:
     config.data.update(name="zip", path=_PATH.value)
-  source = loop.load_source(config)
+  source = sources.from_config(config)
   chosen = np.random.default_rng(0).choice(len(source), min(_NUM_IMAGES.value, len(source)), replace=False)
   batch = source.gather(np.sort(chosen))
   images = jnp.asarray(batch["image"] / np.float32(127.5) - 1 if batch["image"].dtype == np.uint8 else batch["image"])

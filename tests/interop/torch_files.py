@@ -119,3 +119,10 @@ def module(tensors=None, modules=None, class_name="Linear", **state) -> Call:
   source = "open('canary', 'w').close()"
   meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
   return Call(Global("torch_utils.persistence", "_reconstruct_persistent_obj"), (meta,))
+
+
+def state_dict_file(tensors: dict[str, np.ndarray]) -> bytes:
+  """A state dict as torch.save writes it today."""
+  storages = {str(i): np.ascontiguousarray(array) for i, array in enumerate(tensors.values())}
+  value = {name: tensor(storage(key, array), array.shape) for name, (key, array) in zip(tensors, storages.items())}
+  return zip_file(value, storages)

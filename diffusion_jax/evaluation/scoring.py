@@ -1,0 +1,295 @@
+"""Scores of generated images against real ones: what of them is kept, and how a block of seeds becomes numbers.
+
+A Scorer joins an extractor, a reference and the metrics wanted. Images pass through it in chunks: the Fréchet distance
+keeps float64 moments alone, other metrics keep features [N, d]. A block that is interrupted goes on from its last save
+and gives the same bits.
+"""
+
+import functools
+import hashlib
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from diffusion_jax import mesh
+from diffusion_jax.data.sources import Source
+from diffusion_jax.evaluation import features as features_lib
+from diffusion_jax.evaluation import frechet, kernel, memorisation, neighbours, statistics
+from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.evaluation.entropy import inception_score
+from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.evaluation.streaming import Moments
+
+CHUNK = 1024  # images drawn and scored at a time
+STANDARD = 50_000  # images of a published FID
+NEIGHBOURS = 3  # k of precision and recall
+SPLITS = 10  # of the Inception Score
+KID_SUBSET = 1000  # images a subset of KID, at most
+
+# What a metric keeps of the generated images, and whether it needs the real ones' features.
+METRICS = {
+  "frechet": ("moments", False),
+  "inception_score": ("logits", False),
+  "precision": ("features", True),
+  "recall": ("features", True),
+  "kernel_distance": ("features", True),
+  "memorised": ("features", True),
+}
+LARGER_IS_BETTER = ("inception_score", "precision", "recall")
+
+
+class Reference:
+  """Real images as an extractor sees them, computed when they are first asked for.
+
+  Attributes:
+    name: of the data, for records.
+    num_images: how many they are; None where a file of statistics does not say.
+    sha256: of the images or of the file.
+  """
+
+  def __init__(self, extractor: Extractor, source: Source, progress=None):
+    """Takes all images of a source; `progress` is called with the number of images of each chunk done."""
+    if source.image_shape[-1] != extractor.channels:
+      raise ValueError(f"{extractor.name} takes {extractor.channels} channels, {source.name} has {source.image_shape}")
+    self.name, self.num_images, self._source = f"{source.name}/{source.split}", len(source), source
+    self._extractor, self._progress = extractor, progress or (lambda n: None)
+    self._stored = None
+
+  @property
+  def statistics_alone(self) -> bool:
+    return self._source is None
+
+  @classmethod
+  def read(cls, extractor: Extractor, path) -> "Reference":
+    """The statistics of a file, see `statistics.read`; there are no features then."""
+    self = cls.__new__(cls)
+    self._stored = statistics.read(path, extractor.name, extractor.weights)
+    self.name, self.num_images, self._source = epath.Path(path).name, self._stored.num_images, None
+    self.sha256 = features_lib.sha256(path)
+    return self
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    return fingerprint(self._source)
+
+  @functools.cached_property
+  def statistics(self) -> statistics.Statistics:
+    if self._stored is not None:
+      return self._stored
+    moments = None
+    for chunk in self._chunks() if "features" not in self.__dict__ else [self.features]:
+      moments = (moments or Moments.empty(chunk.shape[1])).add(chunk)
+    return statistics.Statistics(
+      *moments.mean_and_covariance(), self.num_images, self._extractor.name, self._extractor.weights, self.name
+    )
+
+  @functools.cached_property
+  def features(self) -> np.ndarray:
+    """[M, d] float32.
+
+    Raises:
+      ValueError: the reference is a file of statistics.
+    """
+    if self._source is None:
+      raise ValueError(f"{self.name} holds statistics alone: precision, recall, KID and memorisation need the images")
+    return np.concatenate(list(self._chunks()))
+
+  def _chunks(self):
+    for start in range(0, self.num_images, CHUNK):
+      images = self._source.gather(np.arange(start, min(start + CHUNK, self.num_images)))["image"]
+      yield self._extractor(in_bytes(images))[self._extractor.features]
+      self._progress(len(images))
+
+
+class Scorer:
+  """What one extractor says of a block of images; made anew for each block by `fresh`."""
+
+  def __init__(
+    self, extractor: Extractor, metrics: Sequence[str], reference: Reference, real: Reference | None = None
+  ):
+    """Checks that the metrics can be had.
+
+    Args:
+      extractor: its features are compared.
+      metrics: some of METRICS.
+      reference: the real images.
+      real: those of the metrics that need features, where `reference` is a file of statistics.
+
+    Raises:
+      ValueError: an unknown metric, an extractor without logits for the Inception Score, memorisation in other
+        features than pixels, or a metric that needs features of real images where there are none.
+    """
+    self.extractor, self.metrics = extractor, tuple(metrics)
+    self._reference, self._real = reference, real or reference
+    for metric in metrics:
+      if metric not in METRICS:
+        raise ValueError(f"metrics are {', '.join(METRICS)}, got {metric!r}")
+      if METRICS[metric][1] and self._real.statistics_alone:
+        raise ValueError(f"{metric} needs real images, and {self._real.name} holds their statistics alone")
+    if "inception_score" in metrics and not extractor.logits:
+      raise ValueError(f"inception_score needs class logits, which {extractor.name} has not")
+    if "memorised" in metrics and extractor.name != "pixels":
+      raise ValueError(f"memorised is measured in pixels, not in features of {extractor.name}")
+    self._keeps = {METRICS[metric][0] for metric in metrics}
+    self._moments: Moments | None = None
+    self._rows: dict[str, list[np.ndarray]] = {kind: [] for kind in sorted(self._keeps - {"moments"})}
+
+  def fresh(self, metrics: Sequence[str] | None = None) -> "Scorer":
+    """The same without images, for some of its metrics."""
+    return Scorer(self.extractor, metrics or self.metrics, self._reference, self._real)
+
+  def reference(self, metric: str) -> Reference:
+    """What a metric compares with."""
+    return self._real if METRICS[metric][1] else self._reference
+
+  def extract(self, images) -> dict[str, np.ndarray]:
+    """What is to be kept of uint8 images [n, H, W, C]: {"features", "logits"}, each [n, d]."""
+    out = self.extractor(images)
+    wanted = {"features": self.extractor.features} if self._keeps & {"moments", "features"} else {}
+    if "logits" in self._keeps:
+      wanted["logits"] = self.extractor.logits
+    return {kind: out[layer] for kind, layer in wanted.items()}
+
+  def add(self, extracted: dict[str, np.ndarray]):
+    """Takes the next images' `extract`."""
+    if "moments" in self._keeps:
+      features = extracted["features"]
+      self._moments = (self._moments or Moments.empty(features.shape[1])).add(features)
+    for kind, rows in self._rows.items():
+      rows.append(extracted[kind])
+
+  def scores(self) -> dict[str, float]:
+    """{metric: value} of the images taken so far.
+
+    Raises:
+      ValueError: too few images for a metric.
+    """
+    kept = {kind: np.concatenate(rows) for kind, rows in self._rows.items()}
+    real, out = self._real, {}
+    if "frechet" in self.metrics:
+      mine, target = self._moments.mean_and_covariance(), self._reference.statistics
+      out["frechet"] = frechet.frechet_distance(*mine, target.mean, target.covariance)
+    if "inception_score" in self.metrics:
+      out["inception_score"] = inception_score(kept["logits"], SPLITS)[0]
+    if {"precision", "recall"} & set(self.metrics):
+      both = neighbours.precision_recall(real.features, kept["features"], NEIGHBOURS)
+      out |= {name: value for name, value in zip(("precision", "recall"), both) if name in self.metrics}
+    if "kernel_distance" in self.metrics:
+      size = min(KID_SUBSET, len(kept["features"]), len(real.features))
+      out["kernel_distance"] = kernel.kernel_distance(real.features, kept["features"], subset_size=size)[0]
+    if "memorised" in self.metrics:
+      out["memorised"] = memorisation.memorised_share(kept["features"], real.features)
+    return out
+
+  def state(self) -> dict[str, np.ndarray]:
+    """Everything taken so far, as arrays for `restore`."""
+    out = {kind: np.concatenate(rows) for kind, rows in self._rows.items() if rows}
+    if self._moments is not None:
+      out |= {f"moments_{name}": np.asarray(value) for name, value in self._moments._asdict().items()}
+    return out
+
+  def restore(self, state: dict[str, np.ndarray]):
+    self._rows = {kind: [state[kind]] for kind in self._rows}
+    if "moments" in self._keeps:
+      self._moments = Moments(int(state["moments_count"]), state["moments_mean"], state["moments_scatter"])
+
+
+def minimum_images(metrics: Sequence[str]) -> int:
+  """The fewest images that all of the metrics are defined for."""
+  need = {"inception_score": SPLITS, "precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1}
+  return max(need.get(metric, 2) for metric in metrics)
+
+
+def score_block(
+  draw: Callable[[np.ndarray], np.ndarray],
+  seeds,
+  scorers: Sequence[Scorer],
+  partial=None,
+  save_seconds: float = 60.0,
+  progress: Callable[[int], None] | None = None,
+  chunk: int = CHUNK,
+) -> list[dict[str, float]]:
+  """Draws images and scores them; with several hosts each draws and extracts its share of every chunk.
+
+  Args:
+    draw: (seeds [n]) -> images [n, H, W, C], uint8 or float in about [−1, 1]; image i depends on seed i alone.
+    seeds: [N] of this block.
+    scorers: what to measure; they are left as they are.
+    partial: file that what is kept is saved in meanwhile, removed at the end; None saves nothing.
+    save_seconds: time between two saves.
+    progress: called with the number of images of each chunk done.
+    chunk: images at a time.
+
+  Returns:
+    {metric: value} for each scorer.
+  """
+  seeds, partial = np.asarray(seeds), None if partial is None else epath.Path(partial)
+  scorers, done = _start(scorers, partial, len(seeds))
+  if progress and done:
+    progress(done)
+  hosts, host, saved = jax.process_count(), jax.process_index(), time.monotonic()
+  for start in range(done, len(seeds), chunk):
+    part = seeds[start : start + chunk]
+    share = -(-len(part) // hosts)  # a last chunk is filled up, and what is too much left out again
+    images = in_bytes(draw(part[np.arange(host * share, (host + 1) * share) % len(part)]))
+    for scorer in scorers:
+      extracted = {kind: mesh.gather_hosts(rows)[: len(part)] for kind, rows in scorer.extract(images).items()}
+      scorer.add(extracted)
+    done = start + len(part)
+    if progress:
+      progress(len(part))
+    if partial and host == 0 and done < len(seeds) and time.monotonic() - saved >= save_seconds:
+      _save(partial, scorers, done)
+      saved = time.monotonic()
+  out = [scorer.scores() for scorer in scorers]
+  if partial and host == 0:
+    partial.unlink(missing_ok=True)
+  return out
+
+
+def in_bytes(images) -> np.ndarray:
+  """Images as uint8: as they are, or from [−1, 1] by `images.to_uint8`."""
+  images = np.asarray(images)
+  return images if images.dtype == np.uint8 else images_lib.to_uint8(images)
+
+
+def fingerprint(source: Source) -> str:
+  """SHA-256 of a source: of its file where it is one, else of all its images in their order."""
+  if getattr(source, "path", None):
+    return features_lib.sha256(source.path)
+  digest = hashlib.sha256()
+  for start in range(0, len(source), CHUNK):
+    images = source.gather(np.arange(start, min(start + CHUNK, len(source))))["image"]
+    digest.update(np.ascontiguousarray(images).tobytes())
+  return digest.hexdigest()
+
+
+def _save(path: epath.Path, scorers: Sequence[Scorer], done: int):
+  arrays = {f"{i}/{name}": value for i, scorer in enumerate(scorers) for name, value in scorer.state().items()}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f"{path.name}.tmp"
+  with temporary.open("wb") as file:
+    np.savez(file, done=done, **arrays)
+  temporary.replace(path)
+
+
+def _start(scorers: Sequence[Scorer], partial: epath.Path | None, total: int) -> tuple[list[Scorer], int]:
+  """Scorers with the images of a saved block, and how many these are; 0 where there is none that can be read."""
+  if partial is not None and partial.exists():
+    try:
+      with partial.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        arrays = dict(arrays)
+      restored, done = [scorer.fresh() for scorer in scorers], int(arrays["done"])
+      for i, scorer in enumerate(restored):
+        prefix = f"{i}/"
+        scorer.restore({name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)})
+      if 0 < done < total:
+        return restored, done
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      logging.warning("%s cannot be read: its images are drawn again", partial)
+  return [scorer.fresh() for scorer in scorers], 0
