@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
@@ -11,7 +12,9 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
 from diffusion_jax.data.sources import DataError
+from diffusion_jax.evaluation import bench, features, scoring
 from diffusion_jax.interop import edm_checkpoint
+from diffusion_jax.study import StudyError
 from diffusion_jax.training import checkpoint
 from diffusion_jax.training.checkpoint import WorkdirError
 from diffusion_jax.training.loop import Diverged
@@ -25,16 +28,25 @@ class UsageError(ValueError):
 def run(main: Callable[[], None]):
   """Parses the flags, runs main(), and ends the process: 0 done, 2 a user's mistake, 1 a run that diverged."""
 
-  def guarded(_):
+  def guarded(argv):
+    _arguments[:] = argv[1:]
     logging.set_verbosity(logging.WARNING)
     try:
       main()
-    except (UsageError, config_lib.ConfigError, WorkdirError, DataError) as error:
+    except (UsageError, config_lib.ConfigError, WorkdirError, DataError, StudyError) as error:
       _end(error, 2)
     except Diverged as error:
       _end(error, 1)
 
   app.run(guarded, flags_parser=_parse)
+
+
+_arguments: list[str] = []
+
+
+def arguments() -> list[str]:
+  """What stands on the command line beside flags."""
+  return list(_arguments)
 
 
 def _end(error, code: int):
@@ -78,6 +90,20 @@ def define_config():
   return get
 
 
+def define_hosts() -> Callable[[], None]:
+  """Defines --multihost and where the hosts meet; returns the function that joins them, if asked to."""
+  multihost = flags.DEFINE_bool("multihost", False, "Join the other hosts by jax.distributed.initialize.")
+  coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the cluster does not tell.")
+  processes = flags.DEFINE_integer("num_processes", None, "Number of hosts, where the cluster does not tell.")
+  process = flags.DEFINE_integer("process_id", None, "Number of this host, where the cluster does not tell.")
+
+  def start():
+    if multihost.value:
+      jax.distributed.initialize(coordinator.value, processes.value, process.value)
+
+  return start
+
+
 class Model(NamedTuple):
   """What is sampled from: a run's checkpoint, or a published one."""
 
@@ -86,7 +112,6 @@ class Model(NamedTuple):
   variables: Params
   step: int | None  # of the checkpoint; None for a published one
   name: str  # for messages
-
 
 class ModelFlags:
   """The flags --workdir, --step and those of config.sampling, and --checkpoint unless `published` is False."""
@@ -113,6 +138,18 @@ class ModelFlags:
       raise UsageError(f"--checkpoint={published}: goes without --workdir and --step")
     return epath.Path(self._workdir.value or ".")
 
+  @property
+  def published(self) -> bool:
+    """Whether a published checkpoint was given."""
+    return bool(self._pickle())
+
+  def provenance(self, step: int | None) -> dict:
+    """The name, step and SHA-256 of the checkpoint that `open` gave with this step, for records."""
+    if self._pickle():
+      path = epath.Path(self._pickle())
+      return {"name": path.name, "step": None, "sha256": features.sha256(path)}
+    return {"name": self.folder().name, "step": step, "sha256": checkpoint.fingerprint(self.folder(), step)}
+
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value
 
@@ -137,6 +174,87 @@ class ModelFlags:
     config_lib.check(config)
     config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
     return Model(config, method, {"params": params}, None, epath.Path(self._pickle()).name)
+
+
+class ScoreFlags:
+  """The flags that say what is measured, against which real images, on how many."""
+
+  def __init__(self):
+    metrics = ", ".join(scoring.METRICS)
+    self._metrics = flags.DEFINE_list("metrics", None, f"Some of {metrics}; what there is for the data by default.")
+    self._extractor = flags.DEFINE_string(
+      "extractor", None, "digits, inception or pixels; that of the data, or inception where --inception is given."
+    )
+    self._files = {
+      "inception": flags.DEFINE_string("inception", None, "Weights: weights-inception-2015-12-05-6726825d.pth."),
+      "vgg": flags.DEFINE_string("vgg", None, "Weights: vgg16-397923af.pth, for precision and recall by VGG16 too."),
+    }
+    self._reference = flags.DEFINE_string("reference", None, "Statistics of the real images: .npz of `mu` and `sigma`.")
+    self._data = flags.DEFINE_string("data", None, "The real images, NAME or zip:FILE; the run's own by default.")
+    self._split = flags.DEFINE_string("split", None, "Their split; all of digits, else the run's own by default.")
+    self._num_images = flags.DEFINE_integer("num_images", None, "Images a block; as many as the real ones by default.")
+    self._blocks = flags.DEFINE_integer("blocks", 3, "Blocks of seeds; papers report the best of three.")
+
+  def check_real(self, config: ConfigDict | None):
+    """Raises UsageError unless there are real images: those of a run's config, or by a flag."""
+    if not (config and config.data.name != "none") and not (self._data.value or self._reference.value):
+      raise UsageError("the real images are missing: --data=digits, --data=zip:FILE or --reference=FILE.npz")
+
+  def scorers(self, config: ConfigDict | None, image_shape: tuple[int, int, int]) -> list[scoring.Scorer]:
+    """What is to be measured.
+
+    Args:
+      config: of the run; None if there is none.
+      image_shape: (H, W, C) of the images to be scored.
+
+    Raises:
+      UsageError: a flag is missing or wrong, or a file cannot be read.
+    """
+    self.check_real(config)
+    own = config is not None and config.data.name != "none"
+    config = config.copy_and_resolve_references() if own else config_lib.default()
+    if self._data.value or not own:
+      name, _, path = (self._data.value or "").partition(":")
+      config.data.update(name=name, path=path, split=self._split.value or "train")
+    config.data.update(resolution=image_shape[0], channels=image_shape[-1], num_classes=0)
+    if self._split.value:
+      config.data.split = self._split.value
+    files = {name: flag.value for name, flag in self._files.items()}
+    return checked(
+      bench.scorers_for, config, self._metrics.value, self._extractor.value, files, self._reference.value,
+      whole=not self._split.value,
+    )  # fmt: skip
+
+  def protocol(self, scorers: list[scoring.Scorer], available: int | None = None) -> tuple[int, int]:
+    """(images a block, blocks); `available` images are there if they are not drawn.
+
+    Raises:
+      UsageError: a number is missing or out of range.
+    """
+    blocks, count = self._blocks.value, self._num_images.value
+    if available is not None:
+      if flags.FLAGS["blocks"].present and blocks != 1:
+        raise UsageError(f"--blocks={blocks}: images that are there already are one block")
+      blocks, count = 1, count or available
+      if count > available:
+        raise UsageError(f"--num_images={count}: there are {available}")
+    count = count or scorers[0].reference(scorers[0].metrics[0]).num_images or scoring.STANDARD
+    least = max(scoring.minimum_images(scorer.metrics) for scorer in scorers)
+    if count < least:
+      raise UsageError(f"--num_images={count}: at least {least} for these metrics")
+    if blocks < 1:
+      raise UsageError(f"--blocks={blocks}: at least 1")
+    return count, blocks
+
+
+def checked(function: Callable, *args, **kwargs):
+  """function(…), its ValueError as a UsageError: for arguments that a user has given."""
+  try:
+    return function(*args, **kwargs)
+  except (UsageError, config_lib.ConfigError, WorkdirError, DataError, StudyError):
+    raise
+  except ValueError as error:
+    raise UsageError(" ".join(str(error).split())) from None
 
 
 def seeds(text: str) -> list[int]:

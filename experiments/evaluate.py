@@ -1,65 +1,188 @@
-"""Scores a trained run on its built-in data: Fréchet distance beside its references, and memorisation.
+"""Scores a run, a published checkpoint or images that are there already, over samplers × numbers of evaluations.
 
-  python experiments/evaluate.py --workdir=runs/edm_digits --num_steps=18
+  python experiments/evaluate.py --workdir=runs/edm_digits --samplers=heun,euler --nfe=9,17,35
+  python experiments/evaluate.py --checkpoint=edm-cifar10-32x32-cond-vp.pkl --reference=cifar10-32x32.npz \\
+    --inception=weights-inception-2015-12-05-6726825d.pth --out=cifar10
+  python experiments/evaluate.py --images=samples.zip --data=zip:cifar10-train.zip --inception=... --out=mine
 
-Appends one JSON line to WORKDIR/evaluation.jsonl and draws the first images in WORKDIR/samples/evaluation.png.
+Writes OUT/scores.jsonl (every score with its provenance), scores.md (the table), scores.png (score against evaluations,
+a line a sampler) and the first hundred images of every setting. The same command goes on where it was interrupted, and
+computes no score twice.
 """
 
-import json
+from collections.abc import Callable
 
+import jax
 import numpy as np
 from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import digits, memorisation
+from diffusion_jax.evaluation import bench, digits, memorisation, report, scoring
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.evaluation.records import Records
 
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 1797, "Number of images generated, seeds 0, 1, …")
-model_flags = cli.ModelFlags(published=False)
+_SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler or the run's own by default.")
+_NFE = flags.DEFINE_list("nfe", None, "Network evaluations to compare; --num_steps or the run's own by default.")
+_IMAGES = flags.DEFINE_string("images", None, "A zip of PNGs, or an .npz with the array `images`, in place of a model.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the results; WORKDIR/evaluation by default.")
+model_flags = cli.ModelFlags()
+score_flags = cli.ScoreFlags()
+start_hosts = cli.define_hosts()
 
 
 def main():
-  workdir = model_flags.folder()
-  if _NUM_IMAGES.value < 2:
-    raise cli.UsageError(f"--num_images={_NUM_IMAGES.value}: at least 2")
-  config, method, variables, step, name = model_flags.open()
-  if config.data.name != "digits":
-    raise config_lib.wrong("data.name", config.data.name, "the built-in score is that of digits")
+  start_hosts()
+  if _IMAGES.value:
+    out = epath.Path(_OUT.value or "evaluation")
+    source, subjects = image_subject(_IMAGES.value)
+    scorers = score_flags.scorers(None, source.image_shape)
+    available = len(source)
+  else:
+    out = epath.Path(_OUT.value or model_flags.folder() / "evaluation")
+    if model_flags.published:
+      score_flags.check_real(None)
+    config, method, variables, step, name = model_flags.open()
+    checkpoint = model_flags.provenance(step)
+    subjects = {}
+    for label, chosen in settings(config, method).items():
+      subjects[label] = bench.of_model(checkpoint, chosen, lambda: (method, variables))
+    scorers = score_flags.scorers(config, (config.data.resolution, config.data.resolution, config.data.channels))
+    available = None
+  num_images, blocks = score_flags.protocol(scorers, available)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise cli.UsageError(f"--out={out}: {error}") from None
 
-  with tqdm(total=_NUM_IMAGES.value, unit="img", desc="sample") as bar:
-    images = sampling.generate(config, method, variables, np.arange(_NUM_IMAGES.value), progress=bar.update)
-  folder = workdir / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  images_lib.save_png(folder / "evaluation.png", images[:100], columns=10, scale=4, overwrite=True)
-  train = sources.load("digits", "train")
-  train = train.gather(np.arange(len(train)))["image"]
-  references = digits.references()
-  record = {
-    "step": step,
-    "sampling": dict(config.sampling),
-    "nfe": sampling.evaluations(config.sampling, method),
-    "num_images": len(images),
-    "frechet": digits.score(images)["frechet"],
-    "references": references,
-    "memorised_share": memorisation.memorised_share(np.clip(images, -1, 1), train),
-    "memorised_share_heldout": memorisation.heldout_share(),
-  }
-  with (workdir / "evaluation.jsonl").open("a") as file:
-    file.write(json.dumps(record) + "\n")
+  records, rows = Records(out / "scores.jsonl"), []
+  first = jax.process_index() == 0
+  with tqdm(total=len(subjects) * blocks * num_images, unit="img", disable=not first) as bar:
+    for (sampler, nfe), subject in subjects.items():
+      bar.set_description(f"{sampler} {nfe}" if nfe else sampler)
+      subject.draw = keep_first(subject.draw, out / f"images_{sampler}_{nfe or 0}.png")
+      found = cli.checked(bench.score, subject, scorers, records, num_images, blocks, progress=bar.update)
+      rows.append((sampler, nfe, bench.summary(found)))
+  if first:
+    write(out, rows, scorers, num_images, blocks)
 
-  print(f"{name}, {config.sampling.sampler}, {record['nfe']} evaluations an image, {len(images)} images")
-  print(f"  Fréchet distance to the 1,797 real digits   {record['frechet']:8.3f}")
-  for name, text in [
-    ("resampled", "the real digits, resampled"),
-    ("halves", "one half of the real digits to the other"),
-    ("noise", "noise"),
-  ]:
-    print(f"    {text:<42}{references[name]['mean']:8.3f} ± {references[name]['std']:.3f}")
-  print(f"  closer to a training image than its neighbour{record['memorised_share']:7.1%}")
-  print(f"    held-out real digits                      {record['memorised_share_heldout']:8.1%}")
+
+def settings(config: ConfigDict, method) -> dict[tuple[str, int], ConfigDict]:
+  """{(sampler, NFE): config} of --samplers × --nfe."""
+  out = {}
+  for sampler in _SAMPLERS.value or [config.sampling.sampler]:
+    for nfe in _NFE.value or [None]:
+      chosen = config.copy_and_resolve_references()
+      chosen.sampling.sampler = config_lib.choose("sampling.sampler", sampler, method.samplers)
+      if nfe is not None:
+        chosen.sampling.num_steps = steps_for(nfe, chosen, method)
+      config_lib.check(chosen)
+      out[sampler, sampling.evaluations(chosen.sampling, method)] = chosen
+  return out
+
+
+def steps_for(nfe: str, config: ConfigDict, method) -> int:
+  """The steps with which the sampler spends `nfe` evaluations; else a UsageError that names the nearest number."""
+  if not nfe.isdigit() or not int(nfe):
+    raise cli.UsageError(f"--nfe={nfe}: expected positive whole numbers such as 9,17,35")
+  nearest = None
+  for steps in range(1, int(nfe) + 1):
+    config.sampling.num_steps = steps
+    try:
+      spent = sampling.evaluations(config.sampling, method)
+    except config_lib.ConfigError:  # a grid that has no so few steps
+      continue
+    if spent == int(nfe):
+      return steps
+    if nearest is None or abs(spent - int(nfe)) < abs(nearest - int(nfe)):
+      nearest = spent
+    if spent > int(nfe):
+      break
+  raise cli.UsageError(f"--nfe={nfe}: {config.sampling.sampler} cannot spend that; nearest: {nearest}")
+
+
+def image_subject(path: str) -> tuple[sources.Source, dict]:
+  """Images of a file as the one subject."""
+  try:
+    source = sources.load("zip", "train", path=path) if path.endswith(".zip") else _npz(path)
+  except ValueError as error:
+    raise cli.UsageError(f"--images={path}: {error}") from None
+  checkpoint = {"name": epath.Path(path).name, "step": None, "sha256": scoring.fingerprint(source)}
+  draw = lambda indices: source.gather(indices)["image"]
+  return source, {("images", None): bench.Subject(checkpoint, lambda: (draw, None))}
+
+
+def _npz(path: str) -> sources.Arrays:
+  try:
+    with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+      images = arrays["images"]
+  except (OSError, KeyError, ValueError, EOFError) as error:
+    raise ValueError(f"no .npz with an array `images`: {error}") from None
+  if images.ndim != 4 or images.dtype != np.uint8:
+    raise ValueError(f"`images` must be [N, H, W, C] uint8, got {images.dtype} of shape {list(images.shape)}")
+  return sources.Arrays("images", "all", images, np.zeros(len(images), np.int32), 0)
+
+
+def keep_first(make_draw: Callable, path: epath.Path) -> Callable:
+  """The same draw, which also writes the first images it draws as a grid."""
+
+  def wrapped():
+    draw, nfe = make_draw()
+
+    def drawn(seeds):
+      images = draw(seeds)
+      if 0 in seeds and jax.process_index() == 0:
+        scale = 4 if images.shape[1] < 32 else 1
+        images_lib.save_png(path, images[:100], columns=10, scale=scale, overwrite=True)
+      return images
+
+    return drawn, nfe
+
+  return wrapped
+
+
+def write(out: epath.Path, rows, scorers, num_images: int, blocks: int):
+  """Prints the table, and writes it and the plot."""
+  keys = list(rows[0][2])
+  header = ["sampler", "NFE", *(report.title(*key) for key in keys)]
+  lines = [[sampler, nfe, *(report.cell(stats[key], key[0]) for key in keys)] for sampler, nfe, stats in rows]
+  standard = num_images == scoring.STANDARD
+  note = f"{blocks} block{'s' * (blocks > 1)} of {num_images:,} images"
+  note += "" if standard else f" (the standard is {scoring.STANDARD:,}; compare only like with like)"
+  spread = "; mean ± standard deviation over the blocks, in brackets the best" * (blocks > 1)
+  references = [scorer.reference(metric) for scorer in scorers for metric in scorer.metrics]
+  names = {reference.name: reference.num_images for reference in references}
+  against = ", ".join(f"{name} ({count:,})" if count else name for name, count in names.items())
+  text = "\n".join([report.markdown(header, lines), "", f"{note}{spread}. Real images: {against}."])
+  if any(scorer.extractor.name == "digits" for scorer in scorers):
+    text += "\n\n" + digits_scale()
+  print(text)
+  (out / "scores.md").write_text(text + "\n")
+  if all(nfe for _, nfe, _ in rows):
+    panels = {
+      report.title(*key): {
+        sampler: [(nfe, stats[key]["mean"], stats[key]["std"]) for name, nfe, stats in rows if name == sampler]
+        for sampler in dict.fromkeys(name for name, _, _ in rows)
+      }
+      for key in keys
+    }
+    report.plot(out / "scores.png", panels, "network evaluations", note)
+  print(f"\nwrote {out}/scores.jsonl, scores.md and pictures")
+
+
+def digits_scale() -> str:
+  """What the scores of digits are where the answer is known."""
+  known = digits.references()
+  text = lambda name: f"{known[name]['mean']:.3f} ± {known[name]['std']:.3f}"
+  return (
+    f"Fréchet distance (digits) of the 1,797 real digits, resampled, to themselves: {text('resampled')}; of one half "
+    f"of them to the other: {text('halves')}; of noise: {text('noise')}. Memorised share of held-out real digits: "
+    f"{memorisation.heldout_share():.3f}."
+  )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import pytest
 from training import tiny
 
 from diffusion_jax import cli, methods
+from diffusion_jax.data import sources
+from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint, start
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +37,7 @@ for name, argv in json.load(sys.stdin):
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     sys.argv, code = argv, 0
+    sys.path.insert(0, os.path.dirname(argv[0]))
     try:
       runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
@@ -63,6 +66,18 @@ def sample(*flags):
 
 def evaluate(*flags):
   return ["experiments/evaluate.py", *flags]
+
+
+def study(*flags):
+  return ["experiments/study.py", *flags]
+
+
+def reference(*flags):
+  return ["experiments/reference.py", *flags]
+
+
+def paper(*flags):
+  return ["experiments/paper.py", *flags]
 
 
 # {name: (argv, what the line on stderr says)}; {tmp} is a folder with the workdirs of `folder`.
@@ -135,7 +150,32 @@ MISTAKES = {
   "config.json": (sample("--workdir={tmp}/spoilt"), ["spoilt/config.json"]),
   "no workdir to evaluate": (evaluate(), ["--workdir is missing"]),
   "nothing to evaluate": (evaluate("--workdir={tmp}/nothing"), ["no run here"]),
-  "too few images": (evaluate("--workdir={tmp}/run", "--num_images=1"), ["--num_images=1"]),
+  "too few images": (evaluate("--workdir={tmp}/run", "--num_images=3"), ["--num_images=3", "at least 4"]),
+  "no blocks": (evaluate("--workdir={tmp}/run", "--blocks=0"), ["--blocks=0"]),
+  "metric": (evaluate("--workdir={tmp}/run", "--metrics=fid"), ["'fid'", "frechet"]),
+  "extractor": (evaluate("--workdir={tmp}/run", "--extractor=clip"), ["'clip'", "inception"]),
+  "weights missing": (evaluate("--workdir={tmp}/run", "--extractor=inception"), ["weights-inception-2015-12-05"]),
+  "weights not weights": (evaluate("--workdir={tmp}/run", "--inception={tmp}/empty.py", "--extractor=inception"),
+                          ["{tmp}/empty.py"]),
+  "reference not there": (evaluate("--workdir={tmp}/run", "--metrics=frechet", "--reference={tmp}/a.npz"), ["a.npz"]),
+  "no real images": (evaluate("--checkpoint=tests/golden/edm_tiny.pkl", "--out={tmp}/new"), ["--data", "--reference"]),
+  "sampler to evaluate": (
+    evaluate("--workdir={tmp}/run", "--samplers=huen"), ["sampling.sampler = 'huen'", "nearest: heun"]
+  ),
+  "evaluations": (evaluate("--workdir={tmp}/run", "--nfe=8"), ["--nfe=8", "heun", "nearest: 7"]),
+  "evaluations that are no number": (evaluate("--workdir={tmp}/run", "--nfe=x"), ["--nfe=x"]),
+  "images not there": (evaluate("--images={tmp}/a.npz", "--data=digits"), ["--images={tmp}/a.npz"]),
+  "images of another kind": (
+    evaluate("--images={tmp}/floats.npz", "--data=digits"), ["floats.npz", "uint8", "float64"]
+  ),
+  "no study": (study(), ["expected one study"]),
+  "study not there": (study("{tmp}/a.py"), ["{tmp}/a.py: no such file"]),
+  "study without get_study": (study("{tmp}/empty.py"), ["empty.py has no get_study()"]),
+  "part": (study("experiments/studies/edm_table2_digits.py", "--part=4/4"), ["--part=4/4"]),
+  "nothing to collect": (study("experiments/studies/edm_table2_digits.py", "--collect", "--runs={tmp}/new"),
+                         ["no score on file"]),
+  "published pickles": (study("experiments/studies/edm_published.py:table2,{tmp},{tmp}"), ["none of the published"]),
+  "no such paper": (paper("emd", "table2"), ["emd", "edm", "dpdm"]),
 }  # fmt: skip
 OTHERS = {
   "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
@@ -144,6 +184,14 @@ OTHERS = {
   "label of a checkpoint": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--label=4", "--out={tmp}/out/label"),
   "another process": sample("--workdir={tmp}/run", "--seeds=0", "--sampler=euler", "--grid=vp", "--process=vp",
                             "--num_steps=3", "--out={tmp}/out/vp"),
+  "evaluated": evaluate("--workdir={tmp}/run", "--samplers=heun,euler", "--nfe=1,3", "--num_images=20", "--blocks=2",
+                        "--out={tmp}/scores"),
+  "evaluated again": evaluate("--workdir={tmp}/run", "--samplers=heun,euler", "--nfe=1,3", "--num_images=20",
+                              "--blocks=2", "--out={tmp}/scores"),
+  "images": evaluate("--images={tmp}/images.npz", "--data=digits", "--metrics=frechet", "--out={tmp}/given"),
+  "reference": reference("--data=digits", "--split=test", "--out={tmp}/digits.npz"),
+  "against a reference": evaluate("--images={tmp}/images.npz", "--data=digits", "--reference={tmp}/digits.npz",
+                                  "--metrics=frechet", "--out={tmp}/against"),
   "sampled again": sample("--workdir={tmp}/run", "--seeds=0", "--out={tmp}/out/a.b"),
 }
 
@@ -161,6 +209,9 @@ def folder(tmp_path_factory):
   checkpoints.save(zeros.replace(step=np.int32(24)))
   checkpoints.close()
   (folder / "there.png").write_text("mine")
+  images = images_lib.to_uint8(sources.load("digits", "test").gather(np.arange(100))["image"])
+  np.savez(folder / "images.npz", images=images)
+  np.savez(folder / "floats.npz", images=images / 127.5 - 1)
   (folder / "empty.py").write_text("")
   (folder / "broken.py").write_text("def get_config(:\n")
   head = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom training import tiny, toy\n"
@@ -250,6 +301,35 @@ def test_a_published_checkpoint_and_another_process_are_sampled_from(results, fo
   code, out, err = results["another process"]
   assert code == 0, err
   assert "1 images of step 24 by euler, NFE 3" in out
+
+
+def test_samplers_and_evaluations_are_compared(results, folder):
+  """A line a setting in the table, a record a score and block; the second time nothing is drawn."""
+  code, out, err = results["evaluated"]
+  assert code == 0, err
+  rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in out.splitlines() if line.startswith("|")]
+  assert rows[0] == ["sampler", "NFE"] and rows[2:] == [["heun", "1"], ["heun", "3"], ["euler", "1"], ["euler", "3"]]
+  assert "2 blocks of 20 images (the standard is 50,000" in out and "digits/all (1,797)" in out
+  records = [json.loads(line) for line in (folder / "scores" / "scores.jsonl").read_text().splitlines()]
+  assert len(records) == 4 * 2 * 4 and {r["checkpoint"]["step"] for r in records} == {24}
+  assert {tuple(r["seeds"]) for r in records} == {(0, 19), (20, 39)}
+  assert (folder / "scores" / "scores.png").exists() and (folder / "scores" / "images_heun_3.png").exists()
+  assert results["evaluated again"][:2] == [0, out]
+
+
+def test_images_that_are_there_are_scored(results, folder):
+  """100 held-out digits, of which the real ones are a part, against all digits and against stored statistics."""
+  code, out, err = results["images"]
+  assert code == 0, err
+  assert "1 block of 100 images" in out
+  code, out, err = results["reference"]
+  assert code == 0 and "297 images of digits/test by digits" in out, err
+  code, _, err = results["against a reference"]
+  assert code == 0, err
+  (record,) = [json.loads(line) for line in (folder / "against" / "scores.jsonl").read_text().splitlines()]
+  assert record["reference"]["name"] == "digits.npz" and record["reference"]["num_images"] == 297
+  (to_all,) = [json.loads(line) for line in (folder / "given" / "scores.jsonl").read_text().splitlines()]
+  assert 0 < to_all["value"] < 10 and to_all["value"] != record["value"]
 
 
 @pytest.mark.parametrize("text, wanted", [("0-3,7", [0, 1, 2, 3, 7]), ("5", [5]), (" 2 , 4-4 ", [2, 4])])

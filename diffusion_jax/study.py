@@ -1,0 +1,399 @@
+"""Studies: configs × seeds × evaluations, each trained and scored once, and the tables and plots that come of them.
+
+A study is a Python file with a get_study() that returns a Study; experiments/study.py runs it. A run's workdir is named
+after a hash of what determines its updates, and its scores are kept there with their provenance, so a study that is
+started again does only what is missing, and a changed config is a new run.
+"""
+
+import dataclasses
+import re
+import runpy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.evaluation import bench, features, records, report
+from diffusion_jax.evaluation.scoring import Scorer
+from diffusion_jax.interop import edm_checkpoint
+from diffusion_jax.training import checkpoint, loop
+
+
+class StudyError(ValueError):
+  """A study that cannot be run; its message is one line."""
+
+
+class Stopped(Exception):
+  """SIGTERM arrived while a run was training; what was done is saved."""
+
+
+class Run(NamedTuple):
+  """A network: trained from a config, or published.
+
+  Attributes:
+    labels: what tables call it, {"network": "VP", "config": "A"}.
+    config: file with a get_config(), "configs/edm_digits.py" or with its argument "configs/edm_cifar10.py:cond-vp-F".
+    fields: overrides by dotted names, {"train.num_steps": 1000}.
+    checkpoint: a published EDM pickle, which is not trained and has one seed; then `config` is "".
+    reference: file of statistics of the real images; by default they are the config's data.
+    data: fields of config.data that say what the real images are, where `config` does not.
+  """
+
+  labels: Mapping[str, str]
+  config: str = ""
+  fields: Mapping[str, object] = {}
+  checkpoint: str = ""
+  reference: str | None = None
+  data: Mapping[str, object] = {}
+
+
+class Evaluation(NamedTuple):
+  """A way of sampling.
+
+  Attributes:
+    labels: what tables call it, {"sampler": "Heun"}.
+    sampling: fields of config.sampling, {"sampler": "heun", "num_steps": 18}.
+    when: labels of the runs that it is for; all by default.
+  """
+
+  labels: Mapping[str, str]
+  sampling: Mapping[str, object] = {}
+  when: Mapping[str, str] = {}
+
+
+class Table(NamedTuple):
+  """A table: one row for each combination of the labels `rows`, in a cell mean ± standard deviation over seeds.
+
+  Attributes:
+    title: above it.
+    rows: labels; "NFE" is the network evaluations.
+    columns: labels whose combinations are columns; without any, the metrics are.
+    metrics: names of `scoring.METRICS`.
+    when: labels that rows are restricted to.
+  """
+
+  title: str
+  rows: Sequence[str]
+  columns: Sequence[str] = ()
+  metrics: Sequence[str] = ("frechet",)
+  when: Mapping[str, str] = {}
+
+
+class Plot(NamedTuple):
+  """A plot of a metric: panels and lines by labels, the spread over seeds as a band.
+
+  Attributes:
+    name: of the PNG.
+    x: label on the horizontal axis, of numbers; "NFE" is the network evaluations.
+    line: label, one line for each value.
+    panel: label, one panel for each value; "" for one panel.
+    metric: on the vertical axis.
+    when: labels that points are restricted to.
+  """
+
+  name: str
+  x: str
+  line: str
+  panel: str = ""
+  metric: str = "frechet"
+  when: Mapping[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What is run, measured and shown.
+
+  Attributes:
+    runs: networks.
+    evaluations: ways of sampling each.
+    tables: shown in this order.
+    plots: likewise.
+    seeds: config.seed of each run; tables show mean and standard deviation over them.
+    metrics: of `scoring.METRICS`; what there is for the data by default.
+    num_images: images a score.
+    blocks: blocks of seeds a score; a seed's score is their mean.
+    extractor: see `bench.scorers_for`.
+    about: a paragraph above the results.
+  """
+
+  runs: Sequence[Run]
+  evaluations: Sequence[Evaluation] = (Evaluation({}),)
+  tables: Sequence[Table] = ()
+  plots: Sequence[Plot] = ()
+  seeds: Sequence[int] = (0, 1, 2)
+  metrics: Sequence[str] | None = None
+  num_images: int = 1000
+  blocks: int = 1
+  extractor: str | None = None
+  about: str = ""
+
+
+class Job(NamedTuple):
+  """A run of a study with one seed."""
+
+  run: Run
+  seed: int
+  config: ConfigDict | None  # None for a published network
+  workdir: epath.Path
+
+
+def load(path: str) -> Study:
+  """The study of a file, "experiments/studies/NAME.py" or with an argument of its get_study(), "NAME.py:FOLDER".
+
+  Raises:
+    StudyError: there is no such file, or it is not a study.
+  """
+  study = _call(path, "get_study")
+  if not isinstance(study, Study):
+    raise StudyError(f"{path}: get_study() must return a diffusion_jax.study.Study, got {type(study).__name__}")
+  return study
+
+
+def load_config(path: str, fields: Mapping[str, object] = {}) -> ConfigDict:
+  """The config of a file with its argument, and fields by dotted names put in.
+
+  Raises:
+    StudyError: there is no such file, or it has no get_config().
+    ConfigError: a field is unknown.
+  """
+  config = _call(path, "get_config")
+  known = config_lib.flatten(config)
+  for field, value in fields.items():
+    if field not in known:
+      raise config_lib.unknown_field(field, value, known)
+  config.update_from_flattened_dict(dict(fields))
+  return config
+
+
+def _call(path: str, name: str):
+  file, _, argument = str(path).partition(":")
+  if not epath.Path(file).exists():
+    raise StudyError(f"{file}: no such file")
+  function = runpy.run_path(file).get(name)
+  if function is None:
+    raise StudyError(f"{file} has no {name}()")
+  return function(argument) if argument else function()
+
+
+def jobs(study: Study, root) -> list[Job]:
+  """Everything that is trained, seed by seed, with its workdir under `root`; checks all configs first.
+
+  Raises:
+    StudyError, ConfigError: a config is missing or wrong, or two runs have the same labels.
+  """
+  seen = set()
+  for run in study.runs:
+    labels = tuple(sorted(run.labels.items()))
+    if labels in seen:
+      raise StudyError(f"two runs have the labels {dict(labels)}")
+    seen.add(labels)
+  out = []
+  for seed in study.seeds:
+    for run in study.runs:
+      if run.checkpoint:
+        if seed == study.seeds[0]:
+          out.append(Job(run, seed, None, epath.Path(root) / f"{epath.Path(run.checkpoint).stem}"))
+        continue
+      config = load_config(run.config, {**run.fields, "seed": seed})
+      config_lib.check(config)
+      out.append(Job(run, seed, config, epath.Path(root) / f"{_slug(run.labels)}_{seed}_{config_hash(config)}"))
+  return out
+
+
+def config_hash(config: ConfigDict) -> str:
+  """8 hexadecimal digits of what determines a run's updates: its fields that are not at their defaults."""
+  default = config_lib.flatten(config_lib.default())
+  given = config_lib.flatten(config)
+  kept = {name: value for name, value in given.items() if default[name] != value}
+  free = lambda name: name.startswith("sampling.") or name == "data.path"
+  return records.digest({name: value for name, value in kept.items() if not free(name)})[:8]
+
+
+def trained(job: Job) -> bool:
+  """Whether a job's network is there, to its last step."""
+  if job.config is None:
+    return True
+  try:
+    return checkpoint.newest(job.workdir) >= job.config.train.num_steps
+  except checkpoint.WorkdirError:
+    return False
+
+
+def train(job: Job):
+  """Trains a job's network, or goes on with it.
+
+  Raises:
+    Stopped: SIGTERM arrived.
+    Diverged, WorkdirError, ConfigError: as `training.loop.train`.
+  """
+  state = loop.train(job.config, job.workdir)
+  if int(state.step) < job.config.train.num_steps:
+    raise Stopped(f"{job.workdir} at step {int(state.step)}")
+
+
+class ScorerPool:
+  """The scorers of jobs; jobs with the same real images share them, and so the real images' features."""
+
+  def __init__(self, study: Study, files: Mapping[str, str] | None = None):
+    """`files` are weights by extractor, see `bench.scorers_for`."""
+    self._study, self._files, self._made = study, files, {}
+
+  def of(self, job: Job) -> list[Scorer]:
+    """Raises ValueError or ConfigError as `bench.scorers_for`."""
+    config = (job.config or config_lib.default()).copy_and_resolve_references()
+    if job.config is None:
+      config.data.name = ""
+    config.data.update(dict(job.run.data))
+    key = str(sorted(config.data.items())), job.run.reference
+    if key not in self._made:
+      study = self._study
+      self._made[key] = bench.scorers_for(config, study.metrics, study.extractor, self._files, job.run.reference)
+    return self._made[key]
+
+
+def evaluate(
+  study: Study,
+  job: Job,
+  scorers: Sequence[Scorer],
+  stored_only: bool = False,
+  progress: Callable[[int], None] | None = None,
+) -> list[dict]:
+  """The scores of a job's network by all evaluations that are for it.
+
+  Args:
+    study: says what is measured.
+    job: trained.
+    scorers: of the job, from a ScorerPool.
+    stored_only: take what is on file, compute nothing.
+    progress: called with numbers of images done.
+
+  Returns:
+    Records as of `bench.score`, with "study": {"seed": …, labels of the run and of the evaluation}.
+  """
+  open_model = _Opened(job)
+  log = records.Records(job.workdir / "evaluation" / "scores.jsonl")
+  out = []
+  for evaluation in study.evaluations:
+    if any(job.run.labels.get(name) != value for name, value in evaluation.when.items()):
+      continue
+    config = open_model.config.copy_and_resolve_references()
+    for field, value in evaluation.sampling.items():
+      if field not in config.sampling:
+        raise config_lib.unknown_field(f"sampling.{field}", value, config_lib.flatten(config))
+      config.sampling[field] = value
+    config_lib.check(config)
+    subject = bench.of_model(open_model.provenance, config, open_model.take)
+    if stored_only:
+      found = [log.get(template) for template in bench.wanted(subject, scorers, study.num_images, study.blocks)]
+      if None in found:
+        continue
+    else:
+      found = bench.score(subject, scorers, log, study.num_images, study.blocks, progress=progress)
+    labels = {"seed": job.seed, **job.run.labels, **evaluation.labels, "NFE": found[0]["nfe"]}
+    out += [{**record, "study": labels} for record in found]
+  return out
+
+
+class _Opened:
+  """A job's network, loaded when it is first needed."""
+
+  def __init__(self, job: Job):
+    self._job, self._model = job, None
+    if job.config is None:
+      self.config, self._model = _published(job.run.checkpoint)
+      sha256 = features.sha256(job.run.checkpoint)
+      self.provenance = {"name": epath.Path(job.run.checkpoint).name, "step": None, "sha256": sha256}
+    else:
+      step = checkpoint.newest(job.workdir)
+      self.config = job.config
+      sha256 = checkpoint.fingerprint(job.workdir, step)
+      self.provenance = {"name": job.workdir.name, "step": step, "sha256": sha256}
+
+  def take(self) -> tuple:
+    """(method, variables)."""
+    if self._model is None:
+      self._model = checkpoint.load_for_inference(self._job.workdir, config=self._job.config)[:2]
+    return self._model
+
+
+def _published(path: str) -> tuple[ConfigDict, tuple]:
+  try:
+    denoise, params = edm_checkpoint.load(path)
+  except ValueError as error:
+    raise StudyError(str(error)) from None
+  config, method = edm_checkpoint.as_run(denoise)
+  return config, (method, {"params": params})
+
+
+def rows(found: Iterable[dict], metric: str, when: Mapping[str, str] = {}) -> list[tuple[dict, float]]:
+  """(labels, value) of one metric by its main extractor: a seed's mean over blocks, in the order of the records."""
+  groups, labels = {}, {}
+  for record in found:
+    study = record["study"]
+    if record["metric"] != metric or any(study.get(name) != value for name, value in when.items()):
+      continue
+    if record["extractor"]["name"] != _main(found, metric):
+      continue
+    key = records.digest(study)
+    labels[key] = study
+    groups.setdefault(key, []).append(record["value"])
+  return [(labels[key], float(np.mean(values))) for key, values in groups.items()]
+
+
+def _main(found: Iterable[dict], metric: str) -> str:
+  return next(record["extractor"]["name"] for record in found if record["metric"] == metric)
+
+
+def markdown(table: Table, found: Sequence[dict]) -> str:
+  """A table of a study in Markdown; empty cells have no score yet."""
+  cells, numbers = {}, set()
+  for metric in table.metrics:
+    for labels, value in rows(found, metric, table.when):
+      row = tuple(labels.get(name) for name in table.rows)
+      column = tuple(labels.get(name) for name in table.columns)
+      cells.setdefault(row, {}).setdefault((column, metric), []).append(value)
+  columns = list(dict.fromkeys(column for cell in cells.values() for column in cell))
+  numbers = {len(values) for cell in cells.values() for values in cell.values()}
+  one = len(table.metrics) == 1
+  name = lambda column, metric: " ".join([*map(str, column), *([] if one and column else [_title(metric, found)])])
+  header = [*table.rows, *(name(*column) for column in columns)]
+  lines = [[*row, *(_cell(cell.get(column), max(numbers)) for column in columns)] for row, cell in cells.items()]
+  seeds = f"{max(numbers, default=0)} seed{'s' * (max(numbers, default=0) != 1)}"
+  what = f"{_title(table.metrics[0], found)}, " if one and table.columns and cells else ""
+  return f"**{table.title}** ({what}{seeds})\n\n{report.markdown(header, lines)}"
+
+
+def _title(metric: str, found: Sequence[dict]) -> str:
+  return report.title(metric, _main(found, metric)) if any(r["metric"] == metric for r in found) else metric
+
+
+def _cell(values: Sequence[float] | None, full: int) -> str:
+  if not values:
+    return ""
+  text = report.plus_minus(records.over_blocks(values))
+  return text if len(values) == full else f"{text} [{len(values)}]"
+
+
+def draw(plot: Plot, found: Sequence[dict], path, note: str = ""):
+  """Draws a plot of a study."""
+  panels = {}
+  for labels, value in rows(found, plot.metric, plot.when):
+    panel = labels.get(plot.panel, "") if plot.panel else _title(plot.metric, found)
+    line = panels.setdefault(panel, {}).setdefault(str(labels.get(plot.line)), {})
+    line.setdefault(float(labels[plot.x]), []).append(value)
+  points = {
+    panel: {
+      line: [(x, (stats := records.over_blocks(values))["mean"], stats["std"]) for x, values in by_x.items()]
+      for line, by_x in lines.items()
+    }
+    for panel, lines in panels.items()
+  }
+  report.plot(path, points, "network evaluations" if plot.x == "NFE" else plot.x, note)
+
+
+def _slug(labels: Mapping[str, str]) -> str:
+  return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, labels.values()))).strip("-").lower() or "run"
+

@@ -1,0 +1,232 @@
+"""Studies: started again they compute nothing that they had, a changed config runs anew, the tables are right."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+from training import tiny, toy
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import study as study_lib
+from diffusion_jax.evaluation import bench
+from diffusion_jax.methods import base
+from diffusion_jax.study import Evaluation, Plot, Run, Study, Table
+from diffusion_jax.training import loop
+
+CONFIG = "tests/training/tiny.py"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """What was trained, and how many images were drawn."""
+  seen = {"trained": [], "drawn": 0}
+  train, generate = loop.train, bench.sampling.generate
+
+  def counted_train(config, workdir):
+    seen["trained"].append(workdir.name)
+    return train(config, workdir)
+
+  def counted_generate(config, method, variables, seeds, *args, **kwargs):
+    seen["drawn"] += len(seeds) if len(seeds) != 100 else 0  # the grid of training
+    return generate(config, method, variables, seeds, *args, **kwargs)
+
+  monkeypatch.setattr(loop, "train", counted_train)
+  monkeypatch.setattr(bench.sampling, "generate", counted_generate)
+  return seen
+
+
+def study_of(steps=(2, 4), **fields):
+  runs = [Run({"steps": str(n)}, CONFIG, {"train.num_steps": n, "train.checkpoint_every": 2}) for n in steps]
+  euler = [Evaluation({"sampler": "Euler"}, {"sampler": "euler", "num_steps": n}) for n in (1, 2)]
+  default = dict(runs=runs, evaluations=euler, seeds=(0, 1), metrics=("frechet",), num_images=16)
+  return Study(**{**default, **fields})
+
+
+def run(study, root, stored_only=False):
+  pool, found = study_lib.ScorerPool(study), []
+  for job in study_lib.jobs(study, root):
+    if not study_lib.trained(job):
+      study_lib.train(job)
+    found += study_lib.evaluate(study, job, pool.of(job), stored_only)
+  return found
+
+
+def test_a_study_computes_everything_once(tmp_path, calls):
+  found = run(study_of(), tmp_path)
+  assert len(calls["trained"]) == 4 and calls["drawn"] == 4 * 2 * 16 and len(found) == 8
+  assert {(r["study"]["steps"], r["study"]["seed"], r["study"]["NFE"]) for r in found} == {
+    (n, seed, nfe) for n in "24" for seed in (0, 1) for nfe in (1, 2)
+  }
+  calls.update(trained=[], drawn=0)
+  assert run(study_of(), tmp_path) == found
+  assert calls == {"trained": [], "drawn": 0}
+
+
+def test_a_changed_config_runs_that_one_alone(tmp_path, calls):
+  run(study_of(seeds=(0,)), tmp_path)
+  calls.update(trained=[], drawn=0)
+  changed = study_of(seeds=(0,))
+  fields = {**changed.runs[1].fields, "optimizer.learning_rate": 3e-3}
+  changed = study_of(seeds=(0,), runs=[changed.runs[0], changed.runs[1]._replace(fields=fields)])
+  run(changed, tmp_path)
+  (name,) = calls["trained"]
+  assert name.startswith("4_0_") and calls["drawn"] == 2 * 16
+  calls.update(trained=[], drawn=0)
+  more = changed.evaluations + [Evaluation({"sampler": "Heun"}, {"sampler": "heun", "num_steps": 2})]
+  run(study_of(seeds=(0,), runs=changed.runs, evaluations=more), tmp_path)  # a new evaluation trains nothing
+  assert calls == {"trained": [], "drawn": 2 * 16}
+
+
+def test_killed_while_training_or_scoring(tmp_path, calls, monkeypatch):
+  whole = run(study_of(seeds=(0,)), tmp_path / "whole")
+  calls.update(trained=[], drawn=0)
+
+  class Killed(BaseException):
+    pass
+
+  def killed(*args, **kwargs):
+    raise Killed
+
+  with monkeypatch.context() as patch:  # after the first training
+    patch.setattr(bench.sampling, "generate", killed)
+    with pytest.raises(Killed):
+      run(study_of(seeds=(0,)), tmp_path / "killed")
+  with monkeypatch.context() as patch:  # in the second one, after its first checkpoint
+    patch.setattr(loop, "save_grid", killed)
+    with pytest.raises(Killed):
+      run(study_of(seeds=(0,)), tmp_path / "killed")
+  first, second = calls["trained"]
+  assert first[0] == "2" and second[0] == "4" and calls["drawn"] == 2 * 16
+  assert run(study_of(seeds=(0,)), tmp_path / "killed")
+  assert calls["drawn"] == 4 * 16
+  values = lambda found: [record["value"] for record in found]
+  assert values(run(study_of(seeds=(0,)), tmp_path / "killed")) == values(whole)
+
+
+def test_a_run_that_was_stopped_is_not_scored(tmp_path, monkeypatch):
+  (job, *_) = study_lib.jobs(study_of(seeds=(0,)), tmp_path)
+  train = loop.train
+
+  def stopped(config, workdir):
+    return train(config, workdir).replace(step=np.int32(1))
+
+  monkeypatch.setattr(loop, "train", stopped)
+  with pytest.raises(study_lib.Stopped, match="at step 1"):
+    study_lib.train(job)
+
+
+def test_workdirs_are_named_after_what_determines_the_updates(tmp_path):
+  name = lambda **fields: study_lib.config_hash(with_(**fields))
+  plain = name()
+  assert name(sampling__num_steps=7) == name(data__path="x.zip") == plain
+  assert name(seed=1) != plain and name(train__num_steps=7) != plain and name(edm__p_mean=-1.0) != plain
+
+
+def with_(**fields):
+  config = tiny.get_config()
+  config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+  return config
+
+
+def records_of(values):
+  """Records as of `evaluate`: values {(network, config, seed): value}."""
+  return [
+    {
+      "metric": "frechet",
+      "value": value,
+      "extractor": {"name": "digits"},
+      "study": {"seed": seed, "network": network, "config": config, "NFE": 35},
+    }
+    for (network, config, seed), value in values.items()
+  ]
+
+
+def test_tables_show_mean_and_spread_over_seeds():
+  found = records_of(
+    {("VP", "A", 0): 2.0, ("VP", "A", 1): 4.0, ("VE", "A", 0): 7.0, ("VP", "B", 0): 1.0, ("VP", "B", 1): 1.5}
+  )
+  text = study_lib.markdown(Table("Table 2", ("config",), ("network",)), found)
+  head, _, header, _, a, b = text.splitlines()
+  assert head == "**Table 2** (Fréchet distance (digits), 2 seeds)"
+  cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]
+  assert cells(header) == ["config", "VP", "VE"]
+  assert cells(a) == ["A", "3.000 ± 1.414", "7.000 [1]"]
+  assert cells(b) == ["B", "1.250 ± 0.354", ""]
+  text = study_lib.markdown(Table("All", ("network", "NFE"), when={"config": "A"}), found)
+  assert cells(text.splitlines()[2]) == ["network", "NFE", "Fréchet distance (digits)"]
+  assert cells(text.splitlines()[4]) == ["VP", "35", "3.000 ± 1.414"]
+
+
+def test_blocks_are_averaged_before_seeds():
+  first, second = ({("VP", "A", 0): value, ("VP", "A", 1): 5.0} for value in (2.0, 4.0))
+  found = records_of(first) + records_of(second)
+  assert study_lib.rows(found, "frechet") == [(found[0]["study"], 3.0), (found[1]["study"], 5.0)]
+
+
+def test_plots_are_drawn(tmp_path):
+  found = records_of({("VP", "A", 0): 2.0, ("VP", "A", 1): 5.0, ("VE", "A", 0): 1.0})
+  study_lib.draw(Plot("p", "NFE", "network", "config"), found, tmp_path / "p.png")
+  assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_published_network_is_scored_without_training(tmp_path, calls):
+  with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)):
+      data = io.BytesIO()
+      PIL.Image.fromarray(image).save(data, "png")
+      archive.writestr(f"{i:08d}.png", data.getvalue())
+  data = dict(name="zip", path=str(tmp_path / "data.zip"), resolution=8, channels=3, num_classes=0)
+  study = study_of(runs=[Run({"network": "tiny"}, checkpoint="tests/golden/edm_tiny.pkl", data=data)])
+  found = run(study, tmp_path)
+  assert calls["trained"] == [] and len(found) == 2 and found[0]["checkpoint"]["name"] == "edm_tiny.pkl"
+  assert calls["drawn"] == 2 * 16
+  run(study, tmp_path)
+  assert calls["drawn"] == 2 * 16
+
+
+@pytest.mark.parametrize(
+  "run, message",
+  [
+    (Run({}, "configs/nothing.py"), "configs/nothing.py: no such file"),
+    (Run({}, "tests/oracle.py"), r"no get_config\(\)"),
+    (Run({}, CONFIG, {"train.num_stpes": 3}), "config.train.num_stpes = 3: unknown field; nearest: .*num_steps"),
+    (Run({}, CONFIG, {"train.num_steps": 0}), "config.train.num_steps = 0: must be positive"),
+    (Run({}, "configs/ablations/table2_digits.py:vp-G"), "vp-G: expected"),
+  ],
+)
+def test_wrong_runs_are_refused_before_anything_is_trained(run, message, tmp_path):
+  with pytest.raises((study_lib.StudyError, config_lib.ConfigError), match=message):
+    study_lib.jobs(study_of(runs=[run]), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_wrong_studies(tmp_path):
+  with pytest.raises(study_lib.StudyError, match="two runs have the labels {'steps': '2'}"):
+    study_lib.jobs(study_of(steps=(2, 2)), tmp_path)
+  with pytest.raises(study_lib.StudyError, match="no such file"):
+    study_lib.load("experiments/studies/nothing.py")
+  (tmp_path / "s.py").write_text("def get_study(): return 3\n")
+  with pytest.raises(study_lib.StudyError, match="must return a diffusion_jax.study.Study, got int"):
+    study_lib.load(str(tmp_path / "s.py"))
+  with pytest.raises(config_lib.ConfigError, match="sampling.steps"):
+    run(study_of(steps=(2,), seeds=(0,), evaluations=[Evaluation({}, {"steps": 3})]), tmp_path)
+
+
+def test_committed_studies_hold_together(tmp_path):
+  """Every config of a study under experiments/studies is one that can be trained."""
+  for name, count in (("edm_table2_digits", 36), ("edm_samplers_digits", 12)):
+    study = study_lib.load(f"experiments/studies/{name}.py")
+    assert len({job.workdir for job in study_lib.jobs(study, tmp_path)}) == count
+    labels = {name for run in study.runs for name in run.labels}
+    labels |= {name for evaluation in study.evaluations for name in evaluation.labels} | {"NFE"}
+    for table in study.tables:
+      assert {*table.rows, *table.columns, *table.when} <= labels, table
+    json.dumps([dict(run.fields) for run in study.runs])
