@@ -1,0 +1,59 @@
+"""The index of the five papers' tables and figures: what each shows, the paper's own numbers, and what makes ours.
+
+A paper is a module of this package with a TITLE and its ENTRIES, in the paper's order; experiments/paper.py reads them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+PAPERS = ("edm", "dual_output", "dddm", "decoupled", "dpdm")
+
+
+class Table(NamedTuple):
+  """Numbers as a paper prints them.
+
+  Attributes:
+    header: the columns' names.
+    rows: as many cells as the header: text, numbers, or None where the paper has a dash or nothing.
+  """
+
+  header: tuple[str, ...]
+  rows: tuple[tuple[str | float | int | None, ...], ...]
+
+
+class Given(NamedTuple):
+  """What the user has, and where results go.
+
+  Attributes:
+    out: folder of the results.
+    runs: folder of the workdirs that studies train.
+    checkpoints: folder of the published pickles, under the names they were published with; "" for none.
+    references: folder of statistics of real images (cifar10-32x32.npz, …); "" for none.
+    inception: file of Inception's weights; "" for none.
+    data: zip of images; "" for the built-in data.
+  """
+
+  out: str
+  runs: str
+  checkpoints: str = ""
+  references: str = ""
+  inception: str = ""
+  data: str = ""
+
+
+class Entry(NamedTuple):
+  """One table or figure of a paper.
+
+  Attributes:
+    name: "table2", "figure5"; parts that are made apart are entries of their own, "figure5a".
+    about: what it shows, in a line.
+    published: the paper's numbers, None for pictures.
+    commands: (Given) -> the commands, run from the repository's root, that make ours; None while that is to come.
+    committed: text of the results that came out here, from the repository's root; "" for none.
+  """
+
+  name: str
+  about: str
+  published: Table | None = None
+  commands: Callable[[Given], list[str]] | None = None
+  committed: str = ""
