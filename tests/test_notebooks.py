@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
+from diffusion_jax import study as study_lib
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "experiments").rglob("*.ipynb"))
 TINY = {
@@ -69,3 +71,13 @@ def test_readme_sampler_is_exact(capsys):
   for line in capsys.readouterr().out.splitlines():
     mean, std = map(float, line.split()[-2:])
     assert mean == pytest.approx(0.3, abs=0.01) and std == pytest.approx(0.5, abs=0.01)
+
+
+def test_study_of_the_readme(tmp_path):
+  """It names configs that exist, and its table has labels of its runs and evaluations."""
+  names = {}
+  exec(readme_block("def get_study"), names)
+  study = names["get_study"]()
+  assert len(study_lib.jobs(study, tmp_path)) == 6
+  labels = {"NFE", *study.runs[0].labels, *study.evaluations[0].labels}
+  assert {*study.tables[0].rows, *study.tables[0].columns} <= labels

@@ -20,7 +20,7 @@ from diffusion_jax.interop import tensor_reader
 from diffusion_jax.nets import inception, vgg
 from diffusion_jax.types import Params
 
-BATCH = 256  # images a call of the network, over all local devices
+BATCH = 64  # images a call of the network on each local device, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ class Extractor:
     if images.dtype != np.uint8:
       raise ValueError(f"images for {self.name} must be uint8 in 0..255, got {images.dtype}; see images.to_uint8")
     n, devices = len(images), jax.local_device_count()
-    batch = -(-BATCH // devices) * devices
-    rows = np.arange(-(-n // batch) * batch) % n  # whole batches: one compilation for every N
+    batch = devices * min(BATCH, -(-n // devices))
+    rows = np.arange(-(-n // batch) * batch) % n  # whole batches: one compilation for every large N
     parts = [self._run(self._placed, mesh.spread(images[part])) for part in np.split(rows, len(rows) // batch)]
     out = {layer: np.concatenate([np.asarray(part[layer]) for part in parts])[:n] for layer in self._layers}
     for layer, values in out.items():
