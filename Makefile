@@ -21,7 +21,7 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/python experiments/train.py --config=configs/edm_digits.py --workdir=$(WORKDIR)
-	$(BIN)/python experiments/evaluate.py --workdir=$(WORKDIR)
+	$(BIN)/python experiments/evaluate.py --workdir=$(WORKDIR) --blocks=1
 	@echo "Digits from seeds 0-99, one class a column: $(WORKDIR)/evaluation/images_heun_35.png"
 	@echo "While it trained:                           $(WORKDIR)/samples/step_*.png"
 	@echo "More: $(BIN)/python experiments/sample.py --workdir=$(WORKDIR) --seeds=0-63 --label=3 --guidance=1.5"

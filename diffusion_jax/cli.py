@@ -235,10 +235,11 @@ class ScoreFlags:
     if available is not None:
       if flags.FLAGS["blocks"].present and blocks != 1:
         raise UsageError(f"--blocks={blocks}: images that are there already are one block")
-      blocks, count = 1, count or available
+      blocks, count = 1, available if count is None else count
       if count > available:
         raise UsageError(f"--num_images={count}: there are {available}")
-    count = count or scorers[0].reference(scorers[0].metrics[0]).num_images or scoring.STANDARD
+    if count is None:
+      count = scorers[0].reference(scorers[0].metrics[0]).num_images or scoring.STANDARD
     least = max(scoring.minimum_images(scorer.metrics) for scorer in scorers)
     if count < least:
       raise UsageError(f"--num_images={count}: at least {least} for these metrics")

@@ -22,6 +22,16 @@ def spread(x):
   return jax.device_put(x, batch_sharding())
 
 
+def check_same(value, message: str):
+  """Raises ValueError, on all hosts, unless they all give the same numbers."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    values = np.asarray(multihost_utils.process_allgather(np.asarray(value, np.int32)))
+    if (values != values[0]).any():
+      raise ValueError(message)
+
+
 def gather_hosts(rows: np.ndarray) -> np.ndarray:
   """Joins the rows [n, ...] of all hosts, first host first, on each of them; n is the same everywhere."""
   if jax.process_count() == 1:

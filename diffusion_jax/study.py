@@ -6,6 +6,7 @@ started again does only what is missing, and a changed config is a new run.
 """
 
 import dataclasses
+import inspect
 import re
 import runpy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import methods, sampling
 from diffusion_jax.evaluation import bench, features, records, report
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
@@ -157,39 +159,46 @@ def load_config(path: str, fields: Mapping[str, object] = {}) -> ConfigDict:
 
   Raises:
     StudyError: there is no such file, or it has no get_config().
-    ConfigError: a field is unknown.
+    ConfigError: a field is unknown or of another type.
   """
   config = _call(path, "get_config")
+  _override(config, fields)
+  return config
+
+
+def _override(config: ConfigDict, fields: Mapping[str, object]):
   known = config_lib.flatten(config)
   for field, value in fields.items():
     if field not in known:
       raise config_lib.unknown_field(field, value, known)
-  config.update_from_flattened_dict(dict(fields))
-  return config
+    try:
+      config.update_from_flattened_dict({field: value})
+    except TypeError:
+      raise config_lib.wrong(field, value, f"expected {type(known[field]).__name__}") from None
 
 
 def _call(path: str, name: str):
   file, _, argument = str(path).partition(":")
-  if not epath.Path(file).exists():
+  if not epath.Path(file).is_file():
     raise StudyError(f"{file}: no such file")
   function = runpy.run_path(file).get(name)
   if function is None:
     raise StudyError(f"{file} has no {name}()")
+  if argument and not inspect.signature(function).parameters:
+    raise StudyError(f"{path}: {name}() takes no argument")
   return function(argument) if argument else function()
 
 
 def jobs(study: Study, root) -> list[Job]:
-  """Everything that is trained, seed by seed, with its workdir under `root`; checks all configs first.
+  """Everything that is trained, seed by seed, with its workdir under `root`.
+
+  All configs and evaluations are checked first, so that a study does not end in an error after hours.
 
   Raises:
-    StudyError, ConfigError: a config is missing or wrong, or two runs have the same labels.
+    StudyError, ConfigError: a config or an evaluation is missing or wrong, or two runs or two evaluations of a run have
+      the same labels.
   """
-  seen = set()
-  for run in study.runs:
-    labels = tuple(sorted(run.labels.items()))
-    if labels in seen:
-      raise StudyError(f"two runs have the labels {dict(labels)}")
-    seen.add(labels)
+  _refuse_twice("runs", [run.labels for run in study.runs])
   out = []
   for seed in study.seeds:
     for run in study.runs:
@@ -199,23 +208,62 @@ def jobs(study: Study, root) -> list[Job]:
         continue
       config = load_config(run.config, {**run.fields, "seed": seed})
       config_lib.check(config)
+      if seed == study.seeds[0]:
+        _check_evaluations(study, run, config, methods.from_config(config))
       out.append(Job(run, seed, config, epath.Path(root) / f"{_slug(run.labels)}_{seed}_{config_hash(config)}"))
   return out
 
 
+def _evaluations(study: Study, run: Run, config: ConfigDict) -> list[tuple[Evaluation, ConfigDict]]:
+  """The evaluations that are for a run, each with its config."""
+  out = []
+  for evaluation in study.evaluations:
+    if all(run.labels.get(name) == value for name, value in evaluation.when.items()):
+      chosen = config.copy_and_resolve_references()
+      _override(chosen, {f"sampling.{name}": value for name, value in evaluation.sampling.items()})
+      config_lib.check(chosen)
+      out.append((evaluation, chosen))
+  return out
+
+
+def _check_evaluations(study: Study, run: Run, config: ConfigDict, method: methods.Method):
+  labels = []
+  for evaluation, chosen in _evaluations(study, run, config):
+    config_lib.choose("sampling.sampler", chosen.sampling.sampler, method.samplers)
+    labels.append({**evaluation.labels, "NFE": sampling.evaluations(chosen.sampling, method)})
+  _refuse_twice(f"evaluations of {dict(run.labels)}", labels)
+
+
+def _refuse_twice(what: str, labels: Sequence[Mapping]):
+  seen = []
+  for each in map(dict, labels):
+    if each in seen:
+      raise StudyError(f"two {what} have the labels {each}")
+    seen.append(each)
+
+
 def config_hash(config: ConfigDict) -> str:
-  """8 hexadecimal digits of what determines a run's updates: its fields that are not at their defaults."""
-  default = config_lib.flatten(config_lib.default())
-  given = config_lib.flatten(config)
-  kept = {name: value for name, value in given.items() if default[name] != value}
-  free = lambda name: name.startswith("sampling.") or name == "data.path"
-  return records.digest({name: value for name, value in kept.items() if not free(name)})[:8]
+  """8 hexadecimal digits of what determines a run's updates: its fields that are not at their defaults, and its data.
+
+  A file of data counts by its name and size, so that it may be moved.
+  """
+  default, given = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
+  kept = {name: value for name, value in given.items() if default[name] != value and not name.startswith("sampling.")}
+  if "data.path" in kept:
+    path = epath.Path(kept["data.path"])
+    kept["data.path"] = [path.name, path.stat().length if path.is_file() else None]
+  return records.digest(kept)[:8]
 
 
 def trained(job: Job) -> bool:
-  """Whether a job's network is there, to its last step."""
+  """Whether a job's network is there, to its last step.
+
+  Raises:
+    WorkdirError: its folder holds the run of another config, as when a default has changed since.
+  """
   if job.config is None:
     return True
+  checkpoint.check_workdir(job.workdir, job.config)
   try:
     return checkpoint.newest(job.workdir) >= job.config.train.num_steps
   except checkpoint.WorkdirError:
@@ -247,7 +295,8 @@ class ScorerPool:
     if job.config is None:
       config.data.name = ""
     config.data.update(dict(job.run.data))
-    key = str(sorted(config.data.items())), job.run.reference
+    data = config.data
+    key = data.name, data.path, data.split, data.resolution, data.channels, job.run.reference
     if key not in self._made:
       study = self._study
       self._made[key] = bench.scorers_for(config, study.metrics, study.extractor, self._files, job.run.reference)
@@ -271,21 +320,17 @@ def evaluate(
     progress: called with numbers of images done.
 
   Returns:
-    Records as of `bench.score`, with "study": {"seed": …, labels of the run and of the evaluation}.
+    Records as of `bench.score`, with "study": {"seed": …, labels of the run and of the evaluation, "NFE"}, and "main":
+    whether the extractor is the metric's first one, whose scores tables show.
   """
-  open_model = _Opened(job)
+  model = _Opened(job)
   log = records.Records(job.workdir / "evaluation" / "scores.jsonl")
+  main = {metric: scorer.extractor.name for scorer in reversed(scorers) for metric in scorer.metrics}
+  if job.config is None:
+    _check_evaluations(study, job.run, model.config, model.take()[0])
   out = []
-  for evaluation in study.evaluations:
-    if any(job.run.labels.get(name) != value for name, value in evaluation.when.items()):
-      continue
-    config = open_model.config.copy_and_resolve_references()
-    for field, value in evaluation.sampling.items():
-      if field not in config.sampling:
-        raise config_lib.unknown_field(f"sampling.{field}", value, config_lib.flatten(config))
-      config.sampling[field] = value
-    config_lib.check(config)
-    subject = bench.of_model(open_model.provenance, config, open_model.take)
+  for evaluation, config in _evaluations(study, job.run, model.config):
+    subject = bench.of_model(model.provenance, config, model.take)
     if stored_only:
       found = [log.get(template) for template in bench.wanted(subject, scorers, study.num_images, study.blocks)]
       if None in found:
@@ -293,7 +338,7 @@ def evaluate(
     else:
       found = bench.score(subject, scorers, log, study.num_images, study.blocks, progress=progress)
     labels = {"seed": job.seed, **job.run.labels, **evaluation.labels, "NFE": found[0]["nfe"]}
-    out += [{**record, "study": labels} for record in found]
+    out += [{**r, "study": labels, "main": main[r["metric"]] == r["extractor"]["name"]} for r in found]
   return out
 
 
@@ -301,21 +346,22 @@ class _Opened:
   """A job's network, loaded when it is first needed."""
 
   def __init__(self, job: Job):
-    self._job, self._model = job, None
+    self._workdir, self._model = job.workdir, None
     if job.config is None:
       self.config, self._model = _published(job.run.checkpoint)
       sha256 = features.sha256(job.run.checkpoint)
       self.provenance = {"name": epath.Path(job.run.checkpoint).name, "step": None, "sha256": sha256}
     else:
       step = checkpoint.newest(job.workdir)
-      self.config = job.config
+      self.config = checkpoint.read_config(job.workdir)  # training may have resolved what init_from brings
+      self.config.sampling.update(job.config.sampling)
       sha256 = checkpoint.fingerprint(job.workdir, step)
       self.provenance = {"name": job.workdir.name, "step": step, "sha256": sha256}
 
   def take(self) -> tuple:
-    """(method, variables)."""
+    """(method, variables) of the checkpoint that `provenance` names."""
     if self._model is None:
-      self._model = checkpoint.load_for_inference(self._job.workdir, config=self._job.config)[:2]
+      self._model = checkpoint.load_for_inference(self._workdir, self.provenance["step"], self.config)[:2]
     return self._model
 
 
@@ -333,41 +379,43 @@ def rows(found: Iterable[dict], metric: str, when: Mapping[str, str] = {}) -> li
   groups, labels = {}, {}
   for record in found:
     study = record["study"]
-    if record["metric"] != metric or any(study.get(name) != value for name, value in when.items()):
-      continue
-    if record["extractor"]["name"] != _main(found, metric):
-      continue
-    key = records.digest(study)
-    labels[key] = study
-    groups.setdefault(key, []).append(record["value"])
+    if record["metric"] == metric and record["main"] and all(study.get(name) == when[name] for name in when):
+      key = records.digest(study)
+      labels[key] = study
+      groups.setdefault(key, []).append(record["value"])
   return [(labels[key], float(np.mean(values))) for key, values in groups.items()]
 
 
-def _main(found: Iterable[dict], metric: str) -> str:
-  return next(record["extractor"]["name"] for record in found if record["metric"] == metric)
-
-
 def markdown(table: Table, found: Sequence[dict]) -> str:
-  """A table of a study in Markdown; empty cells have no score yet."""
-  cells, numbers = {}, set()
+  """A table of a study in Markdown; empty cells have no score yet.
+
+  Raises:
+    StudyError: a cell would hold several scores of one seed, since a label that tells them apart is neither in rows nor
+      in columns.
+  """
+  cells = {}  # {row: {(column, metric): {seed: value}}}
   for metric in table.metrics:
     for labels, value in rows(found, metric, table.when):
       row = tuple(labels.get(name) for name in table.rows)
       column = tuple(labels.get(name) for name in table.columns)
-      cells.setdefault(row, {}).setdefault((column, metric), []).append(value)
-  columns = list(dict.fromkeys(column for cell in cells.values() for column in cell))
-  numbers = {len(values) for cell in cells.values() for values in cell.values()}
+      cell = cells.setdefault(row, {}).setdefault((column, metric), {})
+      if labels["seed"] in cell:
+        raise StudyError(f"table {table.title!r}: rows and columns do not tell {labels} from another score")
+      cell[labels["seed"]] = value
+  columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+  full = max((len(cell) for row in cells.values() for cell in row.values()), default=0)
   one = len(table.metrics) == 1
   name = lambda column, metric: " ".join([*map(str, column), *([] if one and column else [_title(metric, found)])])
   header = [*table.rows, *(name(*column) for column in columns)]
-  lines = [[*row, *(_cell(cell.get(column), max(numbers)) for column in columns)] for row, cell in cells.items()]
-  seeds = f"{max(numbers, default=0)} seed{'s' * (max(numbers, default=0) != 1)}"
+  values = lambda cell, column: list(cell.get(column, {}).values())
+  lines = [[*row, *(_cell(values(cell, column), full) for column in columns)] for row, cell in cells.items()]
   what = f"{_title(table.metrics[0], found)}, " if one and table.columns and cells else ""
-  return f"**{table.title}** ({what}{seeds})\n\n{report.markdown(header, lines)}"
+  return f"**{table.title}** ({what}{full} seed{'s' * (full != 1)})\n\n{report.markdown(header, lines)}"
 
 
 def _title(metric: str, found: Sequence[dict]) -> str:
-  return report.title(metric, _main(found, metric)) if any(r["metric"] == metric for r in found) else metric
+  names = {r["extractor"]["name"]: 0 for r in found if r["metric"] == metric and r["main"]}
+  return " / ".join(report.title(metric, name) for name in names) or metric
 
 
 def _cell(values: Sequence[float] | None, full: int) -> str:
@@ -377,10 +425,12 @@ def _cell(values: Sequence[float] | None, full: int) -> str:
   return text if len(values) == full else f"{text} [{len(values)}]"
 
 
-def draw(plot: Plot, found: Sequence[dict], path, note: str = ""):
-  """Draws a plot of a study."""
+def draw(plot: Plot, found: Sequence[dict], path, note: str = "") -> bool:
+  """Draws a plot of a study; whether there was anything to draw. Scores without its x are left out."""
   panels = {}
   for labels, value in rows(found, plot.metric, plot.when):
+    if plot.x not in labels:
+      continue
     panel = labels.get(plot.panel, "") if plot.panel else _title(plot.metric, found)
     line = panels.setdefault(panel, {}).setdefault(str(labels.get(plot.line)), {})
     line.setdefault(float(labels[plot.x]), []).append(value)
@@ -391,7 +441,9 @@ def draw(plot: Plot, found: Sequence[dict], path, note: str = ""):
     }
     for panel, lines in panels.items()
   }
-  report.plot(path, points, "network evaluations" if plot.x == "NFE" else plot.x, note)
+  if points:
+    report.plot(path, points, "network evaluations" if plot.x == "NFE" else plot.x, note)
+  return bool(points)
 
 
 def _slug(labels: Mapping[str, str]) -> str:

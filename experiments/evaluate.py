@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import bench, digits, memorisation, report, scoring
+from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, statistics
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.records import Records
 
@@ -111,7 +111,7 @@ def image_subject(path: str) -> tuple[sources.Source, dict]:
     source = sources.load("zip", "train", path=path) if path.endswith(".zip") else _npz(path)
   except ValueError as error:
     raise cli.UsageError(f"--images={path}: {error}") from None
-  checkpoint = {"name": epath.Path(path).name, "step": None, "sha256": scoring.fingerprint(source)}
+  checkpoint = {"name": epath.Path(path).name, "step": None, "sha256": reference.fingerprint(source)}
   draw = lambda indices: source.gather(indices)["image"]
   return source, {("images", None): bench.Subject(checkpoint, lambda: (draw, None))}
 
@@ -120,10 +120,10 @@ def _npz(path: str) -> sources.Arrays:
   try:
     with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       images = arrays["images"]
-  except (OSError, KeyError, ValueError, EOFError) as error:
+  except (OSError, KeyError, TypeError, ValueError, *statistics.DAMAGE) as error:
     raise ValueError(f"no .npz with an array `images`: {error}") from None
-  if images.ndim != 4 or images.dtype != np.uint8:
-    raise ValueError(f"`images` must be [N, H, W, C] uint8, got {images.dtype} of shape {list(images.shape)}")
+  if images.ndim != 4 or not images.size or images.dtype != np.uint8:
+    raise ValueError(f"`images` must be [N, H, W, C] uint8, N >= 1, got {images.dtype} of shape {list(images.shape)}")
   return sources.Arrays("images", "all", images, np.zeros(len(images), np.int32), 0)
 
 

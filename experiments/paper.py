@@ -61,15 +61,14 @@ def state(entry: Entry) -> str:
   """"measured": in, with results committed; "in": its commands are there; "to come"."""
   if entry.commands is None:
     return "to come"
-  return "measured" if entry.committed else "in"
+  return "measured" if entry.committed and (ROOT / entry.committed).exists() else "in"
 
 
 def make(paper: str, entry: Entry):
   """Runs an entry's commands, and prints its numbers beside the paper's."""
   out = epath.Path(_OUT.value) / paper
-  given = Given(
-    str(out), _RUNS.value, _CHECKPOINTS.value, _REFERENCES.value, _INCEPTION.value, _DATA.value
-  )  # fmt: skip
+  folders = (out, _RUNS.value, _CHECKPOINTS.value, _REFERENCES.value, _INCEPTION.value, _DATA.value)
+  given = Given(*(os.path.abspath(path) if path else "" for path in folders))  # commands run from ROOT
   print(f"{paper} {entry.name}: {entry.about}\n")
   if entry.published is not None:
     print(f"The paper:\n\n{published(entry.published)}\n")
@@ -81,14 +80,14 @@ def make(paper: str, entry: Entry):
     raise cli.UsageError(str(error)) from None
   if _SHOW.value:
     print("Made by:\n" + "".join(f"\n    {command}" for command in commands))
-    if entry.committed:
+    if state(entry) == "measured":
       print(f"\nOurs, {entry.committed}:\n\n{(ROOT / entry.committed).read_text()}")
     return
   for command in commands:
     print(f"$ {command}\n", flush=True)
     words = shlex.split(command)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    code = subprocess.run([sys.executable, *words[1:]], env=environment).returncode
+    code = subprocess.run([sys.executable, *words[1:]], env=environment, cwd=ROOT).returncode
     if code:
       sys.exit(code)
 

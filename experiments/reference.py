@@ -29,6 +29,10 @@ def main():
     raise cli.UsageError("--data and --out are needed: which images, and the file of their statistics")
   if epath.Path(_OUT.value).exists() and not _OVERWRITE.value:
     raise cli.UsageError(f"--out={_OUT.value}: is already there; pass --overwrite or another --out")
+  try:
+    epath.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise cli.UsageError(f"--out={_OUT.value}: {error}") from None
   name, _, path = _DATA.value.partition(":")
   options = {"zip": {"path": path}, "photos": {"resolution": _RESOLUTION.value}}.get(name, {})
   source = cli.checked(sources.load, name, _SPLIT.value, **options)

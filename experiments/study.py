@@ -5,8 +5,8 @@
   python experiments/study.py experiments/studies/edm_table2_digits.py --part=0/4  # a quarter of the runs
 
 Runs and their scores are kept under --runs, in workdirs named after a hash of their config; started again, a study does
-only what is missing, and --collect computes nothing. Writes OUT/README.md (tables), OUT/scores.jsonl (every score with
-its provenance) and the plots.
+only what is missing. Writes OUT/README.md (tables), OUT/scores.jsonl (every score with its provenance) and the plots. A
+part leaves these to --collect, which makes them of all that is on file and computes nothing.
 """
 
 import json
@@ -61,7 +61,10 @@ def main():
     found += cli.checked(scores, study, pool, job, _COLLECT.value)
   if not found:
     raise cli.UsageError("there is no score on file yet" if not failed else "; ".join(failed))
-  write(study, found, failed, out, path)
+  if _PART.value and not _OUT.value:
+    print(f"{len(found)} scores are on file; --collect makes the tables of all parts")
+    return
+  cli.checked(write, study, found, failed, out, path)
 
 
 def scores(study: study_lib.Study, pool: study_lib.ScorerPool, job: study_lib.Job, stored_only: bool) -> list[dict]:
@@ -93,14 +96,11 @@ def write(study: study_lib.Study, found: list[dict], failed: list[str], out: epa
     f"{', '.join(sorted(real))}. JAX {machine['jax']}, {found[0]['device']}."
   )
   parts += [f"Diverged: {line}" for line in failed]
-  for plot in study.plots:
-    study_lib.draw(plot, found, out / f"{plot.name}.png", note)
-    parts.append(f"![{plot.name}]({plot.name}.png)")
-  text = "\n\n".join(filter(None, parts))
-  print(text)
-  (out / "README.md").write_text(f"# {epath.Path(path.partition(':')[0]).stem}\n\n{text}\n")
   (out / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
-  print(f"\nwrote {out}/README.md and scores.jsonl")
+  plots = [plot.name for plot in study.plots if study_lib.draw(plot, found, out / f"{plot.name}.png", note)]
+  text = "\n\n".join(filter(None, [*parts, *(f"![{name}]({name}.png)" for name in plots)]))
+  (out / "README.md").write_text(f"# {epath.Path(path.partition(':')[0]).stem}\n\n{text}\n")
+  print(f"{text}\n\nwrote {out}/README.md and scores.jsonl")
 
 
 if __name__ == "__main__":

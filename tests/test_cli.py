@@ -165,6 +165,13 @@ MISTAKES = {
   "evaluations": (evaluate("--workdir={tmp}/run", "--nfe=8"), ["--nfe=8", "heun", "nearest: 7"]),
   "evaluations that are no number": (evaluate("--workdir={tmp}/run", "--nfe=x"), ["--nfe=x"]),
   "images not there": (evaluate("--images={tmp}/a.npz", "--data=digits"), ["--images={tmp}/a.npz"]),
+  "images cut off": (evaluate("--images={tmp}/cut.npz", "--data=digits"), ["--images={tmp}/cut.npz"]),
+  "images that are one array": (evaluate("--images={tmp}/one.npy", "--data=digits"), ["--images={tmp}/one.npy"]),
+  "no image": (evaluate("--workdir={tmp}/run", "--num_images=0"), ["--num_images=0"]),
+  "statistics of other features": (
+    evaluate("--workdir={tmp}/run", "--metrics=frechet", "--reference={tmp}/published.npz"),
+    ["published.npz holds statistics of 2048 features, digits has 64"],
+  ),
   "images of another kind": (
     evaluate("--images={tmp}/floats.npz", "--data=digits"), ["floats.npz", "uint8", "float64"]
   ),
@@ -212,6 +219,9 @@ def folder(tmp_path_factory):
   images = images_lib.to_uint8(sources.load("digits", "test").gather(np.arange(100))["image"])
   np.savez(folder / "images.npz", images=images)
   np.savez(folder / "floats.npz", images=images / 127.5 - 1)
+  np.save(folder / "one.npy", images)
+  (folder / "cut.npz").write_bytes((folder / "images.npz").read_bytes()[:3000])
+  np.savez(folder / "published.npz", mu=np.zeros(2048), sigma=np.eye(2048))
   (folder / "empty.py").write_text("")
   (folder / "broken.py").write_text("def get_config(:\n")
   head = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom training import tiny, toy\n"

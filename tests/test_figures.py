@@ -14,6 +14,8 @@ import sklearn.datasets
 from training import tiny, toy
 
 from diffusion_jax import methods
+from diffusion_jax.data import sources
+from diffusion_jax.evaluation import digits
 from diffusion_jax.methods import base
 from diffusion_jax.training import checkpoint, start
 
@@ -50,6 +52,7 @@ def tables(tmp_path_factory):
   calls = {
     "figure1": [],
     "figure3": [],
+    "churn_ideal": ["--num_images=200"],
     "figure5": [run, "--num_images=200"],
     "truncation": [run, "--num_images=4", "--steps=6"],
   }
@@ -73,9 +76,20 @@ def test_the_ideal_denoiser_knows_the_image_at_low_noise_and_the_mean_at_high(ta
   np.testing.assert_allclose(rows[0.0], (1, 0), atol=1e-3)
   sharing = [rows[sigma][0] for sigma in sorted(rows)]
   assert all(np.diff(sharing) > -0.01) and 0.9 * 1500 < rows[50.0][0] <= 1500
-  digits = sklearn.datasets.load_digits().images / 8 - 1
-  spread = np.sqrt(np.mean((digits - digits.mean(axis=0)) ** 2))
+  images = sklearn.datasets.load_digits().images / 8 - 1
+  spread = np.sqrt(np.mean((images - images.mean(axis=0)) ** 2))
   assert abs(rows[50.0][1] / spread - 1) < 0.05
+
+
+def test_images_of_the_ideal_denoiser_score_as_training_digits(tables):
+  """Its deterministic samples are training digits, up to the spread of 200 of them; churn leaves them near."""
+  rows = {float(row["s_churn"]): float(row["frechet_mean"]) for row in tables["churn_ideal"]}
+  assert list(rows) == [0, 10, 40]
+  train = sources.load("digits", "train")
+  draws = [np.random.default_rng(i).integers(len(train), size=200) for i in range(10)]
+  known = [digits.score(train.gather(indices)["image"])["frechet"] for indices in draws]
+  assert abs(rows[0] - np.mean(known)) < 4 * np.std(known) + 0.1
+  assert all(value < 3 * rows[0] for value in rows.values())
 
 
 def test_trajectories_end_at_the_two_peaks_and_are_straight_in_edm_alone(tables):
@@ -95,14 +109,14 @@ def test_trajectories_end_at_the_two_peaks_and_are_straight_in_edm_alone(tables)
 
 def test_a_network_that_says_zero_has_its_known_loss(tables):
   """F = 0: λ(σ)·(c_skip(y + σε) − y)² a pixel, whose mean is λ((1 − c_skip)²·E y² + c_skip²σ²)."""
-  digits = sklearn.datasets.load_digits().images / 8 - 1
+  images = sklearn.datasets.load_digits().images / 8 - 1
   after = [row for row in tables["figure5"] if row["model"].startswith("after")]
   assert len(after) == 25 and len(tables["figure5"]) == 50
   for row in after:
     sigma, mean = float(row["sigma"]), float(row["loss_mean"])
     c_skip = 0.25 / (sigma**2 + 0.25)
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
-    expected = weight * ((1 - c_skip) ** 2 * np.mean(digits**2) + c_skip**2 * sigma**2)
+    expected = weight * ((1 - c_skip) ** 2 * np.mean(images**2) + c_skip**2 * sigma**2)
     assert abs(mean / expected - 1) < 0.04, row
 
 

@@ -89,10 +89,10 @@ def test_what_is_missing_is_said():
     figure.commands(GIVEN["published"])
 
 
-def run(*arguments):
-  command = [sys.executable, "experiments/paper.py", *arguments]
+def run(*arguments, cwd=ROOT):
+  command = [sys.executable, str(ROOT / "experiments/paper.py"), *arguments]
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
   return done.returncode, done.stdout, done.stderr
 
 
@@ -100,9 +100,9 @@ def test_the_list_and_a_table_made_by_its_command(tmp_path):
   code, out, err = run("--list")
   assert code == 0, err
   assert all(f"\n{name}: " in out for name in PAPERS) and out.count("to come") > 50
-  code, out, err = run("edm", "figure3", f"--out={tmp_path}")
+  code, out, err = run("edm", "figure3", f"--out={tmp_path}", cwd=tmp_path)  # from wherever
   assert code == 0, err
   assert (tmp_path / "edm" / "figure3.png").exists() and "figure3.py" in out
   code, out, err = run("edm", "table2", "--show")
-  assert code == 0 and "| F + Non-leaky augmentation | 1.79 " in out and "experiments/study.py" in out
+  assert code == 0 and "| F + Non-leaky augmentation | 1.79 " in out and "experiments/study.py" in out, err
   assert not (tmp_path / "edm" / "table2").exists()

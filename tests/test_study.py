@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -14,7 +15,7 @@ from diffusion_jax import study as study_lib
 from diffusion_jax.evaluation import bench
 from diffusion_jax.methods import base
 from diffusion_jax.study import Evaluation, Plot, Run, Study, Table
-from diffusion_jax.training import loop
+from diffusion_jax.training import checkpoint, loop
 
 CONFIG = "tests/training/tiny.py"
 
@@ -125,8 +126,13 @@ def test_a_run_that_was_stopped_is_not_scored(tmp_path, monkeypatch):
 
 def test_workdirs_are_named_after_what_determines_the_updates(tmp_path):
   name = lambda **fields: study_lib.config_hash(with_(**fields))
-  plain = name()
-  assert name(sampling__num_steps=7) == name(data__path="x.zip") == plain
+  plain, paths = name(), []
+  assert name(sampling__num_steps=7) == plain
+  for folder, data in (("a", b"12"), ("b", b"12"), ("c", b"123")):  # moved, and changed
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "x.zip").write_bytes(data)
+    paths.append(name(data__path=str(tmp_path / folder / "x.zip")))
+  assert paths[0] == paths[1] != paths[2] != plain
   assert name(seed=1) != plain and name(train__num_steps=7) != plain and name(edm__p_mean=-1.0) != plain
 
 
@@ -143,6 +149,7 @@ def records_of(values):
       "metric": "frechet",
       "value": value,
       "extractor": {"name": "digits"},
+      "main": True,
       "study": {"seed": seed, "network": network, "config": config, "NFE": 35},
     }
     for (network, config, seed), value in values.items()
@@ -160,6 +167,8 @@ def test_tables_show_mean_and_spread_over_seeds():
   assert cells(header) == ["config", "VP", "VE"]
   assert cells(a) == ["A", "3.000 ± 1.414", "7.000 [1]"]
   assert cells(b) == ["B", "1.250 ± 0.354", ""]
+  with pytest.raises(study_lib.StudyError, match="table 'T': rows and columns do not tell .*'B'.* from another score"):
+    study_lib.markdown(Table("T", ("network",)), found)
   text = study_lib.markdown(Table("All", ("network", "NFE"), when={"config": "A"}), found)
   assert cells(text.splitlines()[2]) == ["network", "NFE", "Fréchet distance (digits)"]
   assert cells(text.splitlines()[4]) == ["VP", "35", "3.000 ± 1.414"]
@@ -173,8 +182,41 @@ def test_blocks_are_averaged_before_seeds():
 
 def test_plots_are_drawn(tmp_path):
   found = records_of({("VP", "A", 0): 2.0, ("VP", "A", 1): 5.0, ("VE", "A", 0): 1.0})
-  study_lib.draw(Plot("p", "NFE", "network", "config"), found, tmp_path / "p.png")
+  assert study_lib.draw(Plot("p", "NFE", "network", "config"), found, tmp_path / "p.png")
   assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+  assert not study_lib.draw(Plot("q", "S_churn", "network"), found, tmp_path / "q.png")
+  assert not study_lib.draw(Plot("q", "NFE", "network", when={"config": "F"}), found, tmp_path / "q.png")
+  assert not (tmp_path / "q.png").exists()
+
+
+def test_the_main_extractor_is_shown_whatever_the_data_of_a_run():
+  found = records_of({("digits", "A", 0): 2.0, ("photos", "A", 0): 5.0, ("photos", "A", 1): 3.0})
+  found[1]["extractor"] = found[2]["extractor"] = {"name": "pixels"}
+  found[2].update(main=False)
+  assert [value for _, value in study_lib.rows(found, "frechet")] == [2.0, 5.0]
+  text = study_lib.markdown(Table("T", ("network",)), found)
+  assert "Fréchet distance (digits) / Fréchet distance (pixels)" in text
+
+
+def test_a_damaged_checkpoint_is_not_scored_as_another(tmp_path):
+  """Its scores would stand under the wrong step."""
+  study = study_of(steps=(4,), seeds=(0,))
+  (job,) = study_lib.jobs(study, tmp_path)
+  study_lib.train(job)
+  for path in (job.workdir / "checkpoints" / "4").glob("*"):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  with pytest.raises(checkpoint.WorkdirError):
+    study_lib.evaluate(study, job, study_lib.ScorerPool(study).of(job))
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path):
+  """As when a default of the library has changed, which the folder's name does not show."""
+  (job, *_) = study_lib.jobs(study_of(), tmp_path)
+  other = job.config.copy_and_resolve_references()
+  other.optimizer.beta2 = 0.99
+  checkpoint.write_config(job.workdir, other)
+  with pytest.raises(checkpoint.WorkdirError, match="holds a run with config.optimizer.beta2 = 0.99, not 0.999"):
+    study_lib.trained(job)
 
 
 def test_a_published_network_is_scored_without_training(tmp_path, calls):
@@ -198,6 +240,9 @@ def test_a_published_network_is_scored_without_training(tmp_path, calls):
     (Run({}, "configs/nothing.py"), "configs/nothing.py: no such file"),
     (Run({}, "tests/oracle.py"), r"no get_config\(\)"),
     (Run({}, CONFIG, {"train.num_stpes": 3}), "config.train.num_stpes = 3: unknown field; nearest: .*num_steps"),
+    (Run({}, CONFIG, {"train.num_steps": "many"}), "config.train.num_steps = 'many': expected int"),
+    (Run({}, CONFIG + ":x"), r"get_config\(\) takes no argument"),
+    (Run({}, "configs"), "configs: no such file"),
     (Run({}, CONFIG, {"train.num_steps": 0}), "config.train.num_steps = 0: must be positive"),
     (Run({}, "configs/ablations/table2_digits.py:vp-G"), "vp-G: expected"),
   ],
@@ -216,8 +261,14 @@ def test_wrong_studies(tmp_path):
   (tmp_path / "s.py").write_text("def get_study(): return 3\n")
   with pytest.raises(study_lib.StudyError, match="must return a diffusion_jax.study.Study, got int"):
     study_lib.load(str(tmp_path / "s.py"))
-  with pytest.raises(config_lib.ConfigError, match="sampling.steps"):
-    run(study_of(steps=(2,), seeds=(0,), evaluations=[Evaluation({}, {"steps": 3})]), tmp_path)
+  for evaluations, message in [
+    ([Evaluation({}, {"steps": 3})], "sampling.steps"),
+    ([Evaluation({}, {"sampler": "huen"})], "sampling.sampler = 'huen'"),
+    ([Evaluation({}, {"num_steps": "x"})], "sampling.num_steps = 'x': expected int"),
+    ([Evaluation({"sampler": "Heun"}, {"rho": rho}) for rho in (5.0, 7.0)], "two evaluations of .* have the labels"),
+  ]:
+    with pytest.raises((study_lib.StudyError, config_lib.ConfigError), match=message):
+      study_lib.jobs(study_of(steps=(2,), evaluations=evaluations), tmp_path)
 
 
 def test_committed_studies_hold_together(tmp_path):

@@ -18,7 +18,8 @@ from diffusion_jax.data import sources
 from diffusion_jax.evaluation import features, scoring
 from diffusion_jax.evaluation import records as records_lib
 from diffusion_jax.evaluation.records import Records
-from diffusion_jax.evaluation.scoring import Reference, Scorer
+from diffusion_jax.evaluation.reference import RealImages, StoredStatistics
+from diffusion_jax.evaluation.scoring import Scorer
 
 Draw = Callable[[np.ndarray], np.ndarray]  # seeds [n] -> images [n, H, W, C]
 
@@ -52,7 +53,8 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subje
   def draw():
     method, variables = open_model()
     variables = mesh.everywhere(variables)
-    run = lambda seeds: sampling.generate(config, method, variables, seeds)
+    batch = 256 * jax.local_device_count()
+    run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch)
     return run, sampling.evaluations(config.sampling, method)
 
   labels = f"seed modulo {config.data.num_classes}" if config.data.num_classes else None
@@ -106,15 +108,17 @@ def scorers_for(
   chosen = [metric for metric in metrics if metric != "memorised"]
   if chosen:
     network = open_extractor(main)
-    images = None if real is None else Reference(network, real, progress)
-    out.append(Scorer(network, chosen, Reference.read(network, reference) if reference else images, images))
+    images = None if real is None else RealImages(network, real, progress)
+    if main == "pixels" and real is train and "memorised" in metrics:
+      chosen = metrics  # the same features of the same images
+    out.append(Scorer(network, chosen, StoredStatistics(network, reference) if reference else images, images))
   pairs = [metric for metric in metrics if metric in ("precision", "recall")]
   if pairs and "vgg" in files and main != "vgg":
     network = open_extractor("vgg")
-    out.append(Scorer(network, pairs, Reference(network, real, progress)))
-  if "memorised" in metrics:
+    out.append(Scorer(network, pairs, RealImages(network, real, progress)))
+  if "memorised" in metrics and "memorised" not in chosen:
     network = open_extractor("pixels")
-    out.append(Scorer(network, ["memorised"], Reference(network, train, progress)))
+    out.append(Scorer(network, ["memorised"], RealImages(network, train, progress)))
   return out
 
 
@@ -190,6 +194,8 @@ def score(
     start = first + block * num_images
     templates = wanted(subject, scorers, num_images, 1, start)
     missing = [template for template in templates if records.get(template) is None]
+    known = [template not in missing for template in templates]
+    mesh.check_same(known, f"{records.path.parent} must be a folder that all hosts share")
     if not missing:
       if progress:
         progress(num_images)
@@ -223,16 +229,12 @@ def score(
   return [records.get(template) for template in wanted(subject, scorers, num_images, blocks, first)]
 
 
-def complete(subject: Subject, scorers: Sequence[Scorer], records: Records, num_images: int, blocks: int = 1) -> bool:
-  """Whether all scores of a subject are on file."""
-  return all(records.get(template) is not None for template in wanted(subject, scorers, num_images, blocks))
-
-
 def _only(scorers: Sequence[Scorer], missing: Sequence[dict]) -> list[Scorer]:
   """Scorers of the missing metrics alone."""
   out = []
   for scorer in scorers:
-    metrics = [m["metric"] for m in missing if m["extractor"]["name"] == scorer.extractor.name]
+    named = {m["metric"] for m in missing if m["extractor"]["name"] == scorer.extractor.name}
+    metrics = [metric for metric in scorer.metrics if metric in named]
     if metrics:
       out.append(scorer.fresh(metrics))
   return out

@@ -56,10 +56,8 @@ class Extractor:
       ValueError: images of another type, rank, size or number of channels, or features that are not finite.
     """
     images = np.asarray(images)
-    size = "H, W" if self.resolution is None else f"{self.resolution}, {self.resolution}"
-    wrong_size = self.resolution is not None and images.shape[1:3] != (self.resolution, self.resolution)
-    if images.ndim != 4 or not images.size or images.shape[-1] != self.channels or wrong_size:
-      wanted = f"[N, {size}, {self.channels}] with N >= 1"
+    if images.ndim != 4 or not len(images) or not self._takes(images.shape[1:]):
+      wanted = f"[N, {self._size}, {self.channels}] with N >= 1"
       raise ValueError(f"images for {self.name} must be {wanted}, got shape {list(images.shape)}")
     if images.dtype != np.uint8:
       raise ValueError(f"images for {self.name} must be uint8 in 0..255, got {images.dtype}; see images.to_uint8")
@@ -73,6 +71,26 @@ class Extractor:
       if bad:
         raise ValueError(f"features {layer!r} of {self.name} must be finite, got {bad} of {n} images where not")
     return out
+
+  def check(self, image_shape: tuple[int, int, int]):
+    """Raises ValueError unless images of (H, W, C) can be given to it."""
+    if not self._takes(image_shape):
+      raise ValueError(f"{self.name} takes images of ({self._size}, {self.channels}), got {tuple(image_shape)}")
+
+  @functools.cached_property
+  def width(self) -> int:
+    """d of `features`."""
+    size = self.resolution or 64
+    image = jax.ShapeDtypeStruct((1, size, size, self.channels), np.uint8)
+    return jax.eval_shape(lambda image: self.apply(self.params, image), image)[self.features].shape[-1]
+
+  @property
+  def _size(self) -> str:
+    return "H, W" if self.resolution is None else f"{self.resolution}, {self.resolution}"
+
+  def _takes(self, shape) -> bool:
+    right_size = self.resolution is None or tuple(shape[:2]) == (self.resolution, self.resolution)
+    return len(shape) == 3 and 0 not in shape and shape[-1] == self.channels and right_size
 
   @property
   def _layers(self) -> list[str]:

@@ -5,10 +5,7 @@ keeps float64 moments alone, other metrics keep features [N, d]. A block that is
 and gives the same bits.
 """
 
-import functools
-import hashlib
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,12 +14,10 @@ from absl import logging
 from etils import epath
 
 from diffusion_jax import mesh
-from diffusion_jax.data.sources import Source
-from diffusion_jax.evaluation import features as features_lib
 from diffusion_jax.evaluation import frechet, kernel, memorisation, neighbours, statistics
-from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.entropy import inception_score
 from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.evaluation.reference import Reference, StoredStatistics, in_bytes
 from diffusion_jax.evaluation.streaming import Moments
 
 CHUNK = 1024  # images drawn and scored at a time
@@ -30,6 +25,7 @@ STANDARD = 50_000  # images of a published FID
 NEIGHBOURS = 3  # k of precision and recall
 SPLITS = 10  # of the Inception Score
 KID_SUBSET = 1000  # images a subset of KID, at most
+MAX_WIDTH = 8192  # features of a Fréchet distance: its matrices take half a gigabyte each
 
 # What a metric keeps of the generated images, and whether it needs the real ones' features.
 METRICS = {
@@ -41,69 +37,6 @@ METRICS = {
   "memorised": ("features", True),
 }
 LARGER_IS_BETTER = ("inception_score", "precision", "recall")
-
-
-class Reference:
-  """Real images as an extractor sees them, computed when they are first asked for.
-
-  Attributes:
-    name: of the data, for records.
-    num_images: how many they are; None where a file of statistics does not say.
-    sha256: of the images or of the file.
-  """
-
-  def __init__(self, extractor: Extractor, source: Source, progress=None):
-    """Takes all images of a source; `progress` is called with the number of images of each chunk done."""
-    if source.image_shape[-1] != extractor.channels:
-      raise ValueError(f"{extractor.name} takes {extractor.channels} channels, {source.name} has {source.image_shape}")
-    self.name, self.num_images, self._source = f"{source.name}/{source.split}", len(source), source
-    self._extractor, self._progress = extractor, progress or (lambda n: None)
-    self._stored = None
-
-  @property
-  def statistics_alone(self) -> bool:
-    return self._source is None
-
-  @classmethod
-  def read(cls, extractor: Extractor, path) -> "Reference":
-    """The statistics of a file, see `statistics.read`; there are no features then."""
-    self = cls.__new__(cls)
-    self._stored = statistics.read(path, extractor.name, extractor.weights)
-    self.name, self.num_images, self._source = epath.Path(path).name, self._stored.num_images, None
-    self.sha256 = features_lib.sha256(path)
-    return self
-
-  @functools.cached_property
-  def sha256(self) -> str:
-    return fingerprint(self._source)
-
-  @functools.cached_property
-  def statistics(self) -> statistics.Statistics:
-    if self._stored is not None:
-      return self._stored
-    moments = None
-    for chunk in self._chunks() if "features" not in self.__dict__ else [self.features]:
-      moments = (moments or Moments.empty(chunk.shape[1])).add(chunk)
-    return statistics.Statistics(
-      *moments.mean_and_covariance(), self.num_images, self._extractor.name, self._extractor.weights, self.name
-    )
-
-  @functools.cached_property
-  def features(self) -> np.ndarray:
-    """[M, d] float32.
-
-    Raises:
-      ValueError: the reference is a file of statistics.
-    """
-    if self._source is None:
-      raise ValueError(f"{self.name} holds statistics alone: precision, recall, KID and memorisation need the images")
-    return np.concatenate(list(self._chunks()))
-
-  def _chunks(self):
-    for start in range(0, self.num_images, CHUNK):
-      images = self._source.gather(np.arange(start, min(start + CHUNK, self.num_images)))["image"]
-      yield self._extractor(in_bytes(images))[self._extractor.features]
-      self._progress(len(images))
 
 
 class Scorer:
@@ -122,17 +55,24 @@ class Scorer:
 
     Raises:
       ValueError: an unknown metric, an extractor without logits for the Inception Score, memorisation in other
-        features than pixels, or a metric that needs features of real images where there are none.
+        features than pixels, a metric that needs features of real images where there are none, or statistics of
+        another number of features.
     """
     self.extractor, self.metrics = extractor, tuple(metrics)
     self._reference, self._real = reference, real or reference
     for metric in metrics:
       if metric not in METRICS:
         raise ValueError(f"metrics are {', '.join(METRICS)}, got {metric!r}")
-      if METRICS[metric][1] and self._real.statistics_alone:
+      if METRICS[metric][1] and isinstance(self._real, StoredStatistics):
         raise ValueError(f"{metric} needs real images, and {self._real.name} holds their statistics alone")
     if "inception_score" in metrics and not extractor.logits:
       raise ValueError(f"inception_score needs class logits, which {extractor.name} has not")
+    if isinstance(reference, StoredStatistics) and len(reference.statistics.mean) != extractor.width:
+      d = len(reference.statistics.mean)
+      raise ValueError(f"{reference.name} holds statistics of {d} features, {extractor.name} has {extractor.width}")
+    if "frechet" in metrics and extractor.width > MAX_WIDTH:
+      width = f"{extractor.width:,} features of {extractor.name}"
+      raise ValueError(f"no Fréchet distance of {width}, at most {MAX_WIDTH:,}: use Inception's")
     if "memorised" in metrics and extractor.name != "pixels":
       raise ValueError(f"memorised is measured in pixels, not in features of {extractor.name}")
     self._keeps = {METRICS[metric][0] for metric in metrics}
@@ -212,7 +152,7 @@ def score_block(
   partial=None,
   save_seconds: float = 60.0,
   progress: Callable[[int], None] | None = None,
-  chunk: int = CHUNK,
+  chunk: int | None = None,
 ) -> list[dict[str, float]]:
   """Draws images and scores them; with several hosts each draws and extracts its share of every chunk.
 
@@ -221,18 +161,23 @@ def score_block(
     seeds: [N] of this block.
     scorers: what to measure; they are left as they are.
     partial: file that what is kept is saved in meanwhile, removed at the end; None saves nothing.
-    save_seconds: time between two saves.
+    save_seconds: time between two saves, at least; what takes long is saved less often. 0 saves after every chunk.
     progress: called with the number of images of each chunk done.
-    chunk: images at a time.
+    chunk: images at a time, over all hosts; by default CHUNK, or 256 a device where that is more.
 
   Returns:
     {metric: value} for each scorer.
+
+  Raises:
+    ValueError: a metric's own errors, images that are not finite, or hosts that do not see the same `partial`.
   """
   seeds, partial = np.asarray(seeds), None if partial is None else epath.Path(partial)
+  chunk = chunk or max(CHUNK, 256 * jax.device_count())
   scorers, done = _start(scorers, partial, len(seeds))
+  mesh.check_same(done, "the folder of the results must be one that all hosts share")
   if progress and done:
     progress(done)
-  hosts, host, saved = jax.process_count(), jax.process_index(), time.monotonic()
+  hosts, host, saved, took = jax.process_count(), jax.process_index(), time.monotonic(), 0.0
   for start in range(done, len(seeds), chunk):
     part = seeds[start : start + chunk]
     share = -(-len(part) // hosts)  # a last chunk is filled up, and what is too much left out again
@@ -243,30 +188,15 @@ def score_block(
     done = start + len(part)
     if progress:
       progress(len(part))
-    if partial and host == 0 and done < len(seeds) and time.monotonic() - saved >= save_seconds:
+    now = time.monotonic()
+    if partial and host == 0 and done < len(seeds) and now - saved >= (save_seconds and max(save_seconds, 20 * took)):
       _save(partial, scorers, done)
       saved = time.monotonic()
+      took = saved - now
   out = [scorer.scores() for scorer in scorers]
   if partial and host == 0:
     partial.unlink(missing_ok=True)
   return out
-
-
-def in_bytes(images) -> np.ndarray:
-  """Images as uint8: as they are, or from [−1, 1] by `images.to_uint8`."""
-  images = np.asarray(images)
-  return images if images.dtype == np.uint8 else images_lib.to_uint8(images)
-
-
-def fingerprint(source: Source) -> str:
-  """SHA-256 of a source: of its file where it is one, else of all its images in their order."""
-  if getattr(source, "path", None):
-    return features_lib.sha256(source.path)
-  digest = hashlib.sha256()
-  for start in range(0, len(source), CHUNK):
-    images = source.gather(np.arange(start, min(start + CHUNK, len(source))))["image"]
-    digest.update(np.ascontiguousarray(images).tobytes())
-  return digest.hexdigest()
 
 
 def _save(path: epath.Path, scorers: Sequence[Scorer], done: int):
@@ -290,6 +220,6 @@ def _start(scorers: Sequence[Scorer], partial: epath.Path | None, total: int) ->
         scorer.restore({name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)})
       if 0 < done < total:
         return restored, done
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, *statistics.DAMAGE):
       logging.warning("%s cannot be read: its images are drawn again", partial)
   return [scorer.fresh() for scorer in scorers], 0

@@ -3,6 +3,7 @@
 A paper is a module of this package with a TITLE and its ENTRIES, in the paper's order; experiments/paper.py reads them.
 """
 
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,6 +40,12 @@ class Given(NamedTuple):
   references: str = ""
   inception: str = ""
   data: str = ""
+
+
+def command(program: str, *arguments: str, **flags: str) -> str:
+  """A command line of a program under experiments/, as a shell would take it."""
+  words = ["python", f"experiments/{program}", *arguments, *(f"--{name}={value}" for name, value in flags.items())]
+  return shlex.join(words)
 
 
 class Entry(NamedTuple):

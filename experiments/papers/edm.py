@@ -2,7 +2,7 @@
 Models", NeurIPS 2022; the tables and figures of the submitted version, without appendices.
 """
 
-from papers import Entry, Given, Table
+from papers import Entry, Given, Table, command
 
 TITLE = "Elucidating the Design Space of Diffusion-Based Generative Models"
 
@@ -14,48 +14,42 @@ def _study(name: str, published: str):
 
   def commands(given: Given) -> list[str]:
     if not given.checkpoints:
-      return [f"python experiments/study.py experiments/studies/{name}.py --runs={given.runs} --out={given.out}/{name}"]
+      return [command("study.py", f"experiments/studies/{name}.py", runs=given.runs, out=f"{given.out}/{name}")]
     if not given.references or not given.inception:
       raise ValueError("--checkpoints needs --references, statistics of the real images, and --inception, its weights")
     study = f"experiments/studies/edm_published.py:{published},{given.checkpoints},{given.references}"
     out = f"{given.out}/published_{published}"
-    return [f"python experiments/study.py {study} --runs={given.runs} --out={out} --inception={given.inception}"]
+    return [command("study.py", study, runs=given.runs, out=out, inception=given.inception)]
 
   return commands
 
 
+def _figure(name: str, given: Given, **flags) -> str:
+  return command(f"figures/{name}.py", out=f"{given.out}/{name}", **flags) + " --overwrite"
+
+
 def _figure1(given: Given) -> list[str]:
-  data = f" --data=zip --path={given.data}" if given.data else ""
-  return [f"python experiments/figures/figure1.py --out={given.out}/figure1 --overwrite{data}"]
+  return [_figure("figure1", given, **({"data": "zip", "path": given.data} if given.data else {}))]
 
 
 def _figure3(given: Given) -> list[str]:
-  return [f"python experiments/figures/figure3.py --out={given.out}/figure3 --overwrite"]
-
-
-def _figure4(given: Given) -> list[str]:
-  return _study("edm_samplers_digits", "figure4")(given)
+  return [_figure("figure3", given)]
 
 
 def _figure5a(given: Given) -> list[str]:
-  out = f"--out={given.out}/figure5a --overwrite"
   if given.checkpoints:
     if not given.data:
       raise ValueError("--checkpoints needs --data, a zip of the images on which the loss is measured")
     pickle = f"{given.checkpoints}/edm-cifar10-32x32-uncond-vp.pkl"
-    return [f"python experiments/figures/figure5.py --checkpoint={pickle} --path={given.data} {out}"]
+    return [_figure("figure5", given, checkpoint=pickle, path=given.data)]
   run = f"{given.runs}/edm_digits"
-  return [
-    f"python experiments/train.py --config=configs/edm_digits.py --workdir={run}",
-    f"python experiments/figures/figure5.py --workdir={run} {out}",
-  ]
+  return [command("train.py", config="configs/edm_digits.py", workdir=run), _figure("figure5", given, workdir=run)]
 
 
 def _figure5b(given: Given) -> list[str]:
   if given.checkpoints:
     raise ValueError("the trainings that Figure 5b compares were not published; it is made on digits, without them")
-  ideal = f"python experiments/figures/churn_ideal.py --out={given.out}/churn_ideal --overwrite"
-  return [*_study("edm_samplers_digits", "")(given), ideal]
+  return [*_study("edm_samplers_digits", "")(given), _figure("churn_ideal", given)]
 
 
 ENTRIES = (
@@ -139,7 +133,7 @@ ENTRIES = (
         ("StyleGAN-XL", None, 1.52),
       ),
     ),
-    _figure4,
+    _study("edm_samplers_digits", "figure4"),
     _DIGITS,
   ),
   Entry(

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import evaluation
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import bench, features, records, report, scoring
+from diffusion_jax.evaluation import bench, features, records, report, scoring, statistics
 from diffusion_jax.evaluation.records import Records
+from diffusion_jax.evaluation.reference import RealImages
 
 DIGITS = features.load("digits")
-REAL = scoring.Reference(DIGITS, sources.load("digits", "test"))
+REAL = RealImages(DIGITS, sources.load("digits", "test"))
 
 
 class Generator:
@@ -144,6 +146,31 @@ def test_scorers_of_the_built_in_data():
   assert copies.reference("memorised").num_images == 1500
   (photos,) = bench.scorers_for(config_of(name="photos", resolution=16, channels=3, num_classes=0), ["frechet"])
   assert photos.extractor.name == "pixels" and photos.reference("frechet").name == "photos/train"
+
+
+def test_each_metric_has_its_own_reference(tmp_path):
+  """In pixels, the Fréchet distance is to what was asked for, and memorisation to what was trained on."""
+  shifted = np.zeros(64), np.eye(64)
+  statistics.write(tmp_path / "shifted.npz", statistics.Statistics(*shifted, extractor="pixels"))
+  config, metrics = config_of(), ["frechet", "memorised"]
+  values = {}
+  for name, path in (("images", None), ("file", str(tmp_path / "shifted.npz"))):
+    made = bench.scorers_for(config, metrics, "pixels", reference=path)
+    log = Records(tmp_path / f"{name}.jsonl")
+    found = bench.score(Generator().subject(), made, log, 40)
+    assert [record["metric"] for record in found] == metrics
+    assert found[1]["reference"]["name"] == "digits/train"
+    values[name] = found[0]["value"]
+    images = scoring.in_bytes(Generator().draw(np.arange(40))).reshape(40, 64).astype(np.float64)
+    real = scoring.in_bytes(sources.load("digits", "all").gather(np.arange(1797))["image"]).reshape(1797, 64)
+    target = shifted if path else evaluation.moments(real)
+    wanted = evaluation.frechet_distance(*evaluation.moments(images), *target)
+    assert values[name] == pytest.approx(wanted, rel=1e-9), name
+  photos = config_of(name="photos", resolution=16, channels=3, num_classes=0)
+  (one,) = bench.scorers_for(photos)
+  assert one.metrics == ("frechet", "precision", "recall", "memorised")  # one pass over the images
+  (one,) = bench.scorers_for(photos, None, "pixels", None, None)
+  assert one.reference("memorised") is one.reference("frechet")
 
 
 def test_scorers_that_cannot_be_had():

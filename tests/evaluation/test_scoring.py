@@ -6,10 +6,11 @@ import pytest
 from diffusion_jax import evaluation
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import features, scoring, statistics
-from diffusion_jax.evaluation.scoring import Reference, Scorer
+from diffusion_jax.evaluation.reference import RealImages, StoredStatistics, fingerprint, in_bytes
+from diffusion_jax.evaluation.scoring import Scorer
 
 DIGITS = features.load("digits")
-REAL = Reference(DIGITS, sources.load("digits", "all"))
+REAL = RealImages(DIGITS, sources.load("digits", "all"))
 EVERYTHING = ("frechet", "inception_score", "precision", "recall", "kernel_distance")
 
 
@@ -21,14 +22,14 @@ def draw(seeds):
 
 
 def whole(n):
-  return DIGITS(scoring.in_bytes(draw(np.arange(n))))
+  return DIGITS(in_bytes(draw(np.arange(n))))
 
 
 @pytest.mark.parametrize("chunk", [300, 128, 37, 1])
 def test_scores_are_those_of_all_images_at_once(chunk):
   n = 60 if chunk == 1 else 300
   (got,) = scoring.score_block(draw, np.arange(n), [Scorer(DIGITS, EVERYTHING, REAL)], chunk=chunk)
-  fake, real = whole(n), DIGITS(scoring.in_bytes(sources.load("digits", "all").gather(np.arange(1797))["image"]))
+  fake, real = whole(n), DIGITS(in_bytes(sources.load("digits", "all").gather(np.arange(1797))["image"]))
   precision, recall = evaluation.precision_recall(real["features"], fake["features"], 3)
   wanted = {
     "frechet": evaluation.frechet_distance(
@@ -57,7 +58,7 @@ def test_every_image_counts_once():
   images = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 1)).astype(np.uint8)
   pixels = features.load("pixels", resolution=2, channels=1)
   source = sources.Arrays("a", "all", images[:5], np.zeros(5, np.int32), 0)
-  reference = Reference(pixels, source)
+  reference = RealImages(pixels, source)
   (got,) = scoring.score_block(lambda i: images[i], np.arange(10), [Scorer(pixels, ("frechet",), reference)], chunk=4)
   rows = images.reshape(10, 4).astype(np.float64)
   moments = lambda x: (x.mean(axis=0), np.cov(x, rowvar=False))
@@ -113,7 +114,7 @@ def test_images_that_are_not_finite_are_an_error():
 def test_memorised_share_of_copies_and_of_others():
   train = sources.load("digits", "train")
   pixels = features.load("pixels", resolution=8, channels=1)
-  scorers = [Scorer(pixels, ("memorised",), Reference(pixels, train))]
+  scorers = [Scorer(pixels, ("memorised",), RealImages(pixels, train))]
   copies = lambda seeds: train.gather(seeds)["image"]
   (got,) = scoring.score_block(copies, np.arange(50), scorers)
   assert got["memorised"] == 1.0
@@ -123,7 +124,7 @@ def test_memorised_share_of_copies_and_of_others():
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
   statistics.write(tmp_path / "real.npz", REAL.statistics)
-  stored = Reference.read(DIGITS, tmp_path / "real.npz")
+  stored = StoredStatistics(DIGITS, tmp_path / "real.npz")
   pixels = features.load("pixels", resolution=8, channels=1)
   for extractor, metrics, reference, message in [
     (DIGITS, ("fid",), REAL, "metrics are frechet, .*got 'fid'"),
@@ -133,15 +134,22 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
   ]:
     with pytest.raises(ValueError, match=message):
       Scorer(extractor, metrics, reference)
+  with (tmp_path / "published.npz").open("wb") as file:  # NVIDIA's say nothing of the extractor
+    np.savez(file, mu=np.zeros(2048), sigma=np.eye(2048))
+  with pytest.raises(ValueError, match="published.npz holds statistics of 2048 features, digits has 64"):
+    Scorer(DIGITS, ("frechet",), StoredStatistics(DIGITS, tmp_path / "published.npz"))
+  wide = features.load("pixels", resolution=64)
+  with pytest.raises(ValueError, match="no Fréchet distance of 12,288 features of pixels"):
+    Scorer(wide, ("frechet",), REAL)
   with pytest.raises(ValueError, match="digits"):
-    Reference.read(pixels, tmp_path / "real.npz")
-  with pytest.raises(ValueError, match="pixels takes 3 channels"):
-    Reference(features.load("pixels", resolution=8), sources.load("digits", "all"))
+    StoredStatistics(pixels, tmp_path / "real.npz")
+  with pytest.raises(ValueError, match=r"pixels takes images of \(8, 8, 3\), got \(8, 8, 1\)"):
+    RealImages(features.load("pixels", resolution=8), sources.load("digits", "all"))
 
 
 def test_stored_statistics_score_as_the_images(tmp_path):
   statistics.write(tmp_path / "real.npz", REAL.statistics)
-  stored = Reference.read(DIGITS, tmp_path / "real.npz")
+  stored = StoredStatistics(DIGITS, tmp_path / "real.npz")
   scores = [
     scoring.score_block(draw, np.arange(100), [Scorer(DIGITS, ("frechet",), reference)])[0]["frechet"]
     for reference in (REAL, stored)
@@ -151,7 +159,7 @@ def test_stored_statistics_score_as_the_images(tmp_path):
 
 def test_fingerprints_tell_data_apart():
   a, b = sources.load("digits", "train"), sources.load("digits", "test")
-  assert scoring.fingerprint(a) == scoring.fingerprint(sources.load("digits", "train")) != scoring.fingerprint(b)
+  assert fingerprint(a) == fingerprint(sources.load("digits", "train")) != fingerprint(b)
 
 
 def test_too_few_images():
