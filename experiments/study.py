@@ -16,7 +16,8 @@ from etils import epath
 from tqdm.auto import tqdm
 
 from diffusion_jax import cli
-from diffusion_jax import study as study_lib
+from diffusion_jax.study import Study, show
+from diffusion_jax.study import run as runs
 from diffusion_jax.training.loop import Diverged
 
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "Folder of the workdirs.")
@@ -34,25 +35,25 @@ def main():
   if len(cli.arguments()) != 1:
     raise cli.UsageError("expected one study, for instance experiments/studies/edm_table2_digits.py")
   (path,) = cli.arguments()
-  study = cli.checked(study_lib.load, path)
-  jobs = cli.checked(study_lib.jobs, study, _RUNS.value)
+  study = cli.checked(runs.load, path)
+  jobs = cli.checked(runs.jobs, study, _RUNS.value)
   jobs = jobs[part(_PART.value)] if _PART.value else jobs
-  pool = study_lib.ScorerPool(study, {name: flag.value for name, flag in _FILES.items()})
+  pool = runs.ScorerPool(study, {name: flag.value for name, flag in _FILES.items()})
   if _LIST.value:
     for job in jobs:
-      done = len(cli.checked(scores, study, pool, job, True)) if study_lib.trained(job) else 0
-      print(f"{'trained' if study_lib.trained(job) else 'missing':8} {done:4} scores  {job.workdir}")
+      done = len(cli.checked(scores, study, pool, job, True)) if runs.trained(job) else 0
+      print(f"{'trained' if runs.trained(job) else 'missing':8} {done:4} scores  {job.workdir}")
     return
   out = epath.Path(_OUT.value or f"experiments/results/{epath.Path(path.partition(':')[0]).stem}")
   found, failed = [], []
   for i, job in enumerate(jobs):
-    if not study_lib.trained(job):
+    if not runs.trained(job):
       if _COLLECT.value:
         continue
       print(f"[{i + 1}/{len(jobs)}] {job.workdir}", flush=True)
       try:
-        study_lib.train(job)
-      except study_lib.Stopped as stopped:
+        runs.train(job)
+      except runs.Stopped as stopped:
         print(f"stopped: {stopped}")
         return
       except Diverged as error:
@@ -67,9 +68,9 @@ def main():
   cli.checked(write, study, found, failed, out, path)
 
 
-def scores(study: study_lib.Study, pool: study_lib.ScorerPool, job: study_lib.Job, stored_only: bool) -> list[dict]:
+def scores(study: Study, pool: runs.ScorerPool, job: runs.Job, stored_only: bool) -> list[dict]:
   with tqdm(unit="img", desc=job.workdir.name, disable=stored_only, leave=False) as bar:
-    return study_lib.evaluate(study, job, pool.of(job), stored_only, bar.update)
+    return runs.evaluate(study, job, pool.of(job), stored_only, bar.update)
 
 
 def part(text: str) -> slice:
@@ -80,7 +81,7 @@ def part(text: str) -> slice:
   return slice(int(first), None, int(count))
 
 
-def write(study: study_lib.Study, found: list[dict], failed: list[str], out: epath.Path, path: str):
+def write(study: Study, found: list[dict], failed: list[str], out: epath.Path, path: str):
   """Prints the tables and writes the results."""
   try:
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def write(study: study_lib.Study, found: list[dict], failed: list[str], out: epa
   note = f"{study.blocks} block{'s' * (study.blocks > 1)} of {study.num_images:,} images a seed"
   machine = found[0]["versions"]
   parts = [study.about.strip(), f"    python experiments/study.py {path}"]
-  parts += [study_lib.markdown(table, found) for table in study.tables]
+  parts += [show.markdown(table, found) for table in study.tables]
   real = {f"{r['reference']['name']} ({r['reference']['num_images']:,})" for r in found if r["reference"]["num_images"]}
   parts.append(
     f"Mean ± standard deviation over seeds, in square brackets their number where it is smaller; {note}. Real images: "
@@ -97,7 +98,7 @@ def write(study: study_lib.Study, found: list[dict], failed: list[str], out: epa
   )
   parts += [f"Diverged: {line}" for line in failed]
   (out / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
-  plots = [plot.name for plot in study.plots if study_lib.draw(plot, found, out / f"{plot.name}.png", note)]
+  plots = [plot.name for plot in study.plots if show.draw(plot, found, out / f"{plot.name}.png", note)]
   text = "\n\n".join(filter(None, [*parts, *(f"![{name}]({name}.png)" for name in plots)]))
   (out / "README.md").write_text(f"# {epath.Path(path.partition(':')[0]).stem}\n\n{text}\n")
   print(f"{text}\n\nwrote {out}/README.md and scores.jsonl")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from diffusion_jax import study as study_lib
+from diffusion_jax.study import run
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "experiments").rglob("*.ipynb"))
@@ -78,6 +78,6 @@ def test_study_of_the_readme(tmp_path):
   names = {}
   exec(readme_block("def get_study"), names)
   study = names["get_study"]()
-  assert len(study_lib.jobs(study, tmp_path)) == 6
+  assert len(run.jobs(study, tmp_path)) == 6
   labels = {"NFE", *study.runs[0].labels, *study.evaluations[0].labels}
   assert {*study.tables[0].rows, *study.tables[0].columns} <= labels

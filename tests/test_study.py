@@ -11,10 +11,10 @@ import pytest
 from training import tiny, toy
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import study as study_lib
 from diffusion_jax.evaluation import bench
 from diffusion_jax.methods import base
-from diffusion_jax.study import Evaluation, Plot, Run, Study, Table
+from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table, show
+from diffusion_jax.study import run as runs
 from diffusion_jax.training import checkpoint, loop
 
 CONFIG = "tests/training/tiny.py"
@@ -52,11 +52,11 @@ def study_of(steps=(2, 4), **fields):
 
 
 def run(study, root, stored_only=False):
-  pool, found = study_lib.ScorerPool(study), []
-  for job in study_lib.jobs(study, root):
-    if not study_lib.trained(job):
-      study_lib.train(job)
-    found += study_lib.evaluate(study, job, pool.of(job), stored_only)
+  pool, found = runs.ScorerPool(study), []
+  for job in runs.jobs(study, root):
+    if not runs.trained(job):
+      runs.train(job)
+    found += runs.evaluate(study, job, pool.of(job), stored_only)
   return found
 
 
@@ -113,19 +113,19 @@ def test_killed_while_training_or_scoring(tmp_path, calls, monkeypatch):
 
 
 def test_a_run_that_was_stopped_is_not_scored(tmp_path, monkeypatch):
-  (job, *_) = study_lib.jobs(study_of(seeds=(0,)), tmp_path)
+  (job, *_) = runs.jobs(study_of(seeds=(0,)), tmp_path)
   train = loop.train
 
   def stopped(config, workdir):
     return train(config, workdir).replace(step=np.int32(1))
 
   monkeypatch.setattr(loop, "train", stopped)
-  with pytest.raises(study_lib.Stopped, match="at step 1"):
-    study_lib.train(job)
+  with pytest.raises(runs.Stopped, match="at step 1"):
+    runs.train(job)
 
 
 def test_workdirs_are_named_after_what_determines_the_updates(tmp_path):
-  name = lambda **fields: study_lib.config_hash(with_(**fields))
+  name = lambda **fields: runs.config_hash(with_(**fields))
   plain, paths = name(), []
   assert name(sampling__num_steps=7) == plain
   for folder, data in (("a", b"12"), ("b", b"12"), ("c", b"123")):  # moved, and changed
@@ -160,16 +160,16 @@ def test_tables_show_mean_and_spread_over_seeds():
   found = records_of(
     {("VP", "A", 0): 2.0, ("VP", "A", 1): 4.0, ("VE", "A", 0): 7.0, ("VP", "B", 0): 1.0, ("VP", "B", 1): 1.5}
   )
-  text = study_lib.markdown(Table("Table 2", ("config",), ("network",)), found)
+  text = show.markdown(Table("Table 2", ("config",), ("network",)), found)
   head, _, header, _, a, b = text.splitlines()
   assert head == "**Table 2** (Fréchet distance (digits), 2 seeds)"
   cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]
   assert cells(header) == ["config", "VP", "VE"]
   assert cells(a) == ["A", "3.000 ± 1.414", "7.000 [1]"]
   assert cells(b) == ["B", "1.250 ± 0.354", ""]
-  with pytest.raises(study_lib.StudyError, match="table 'T': rows and columns do not tell .*'B'.* from another score"):
-    study_lib.markdown(Table("T", ("network",)), found)
-  text = study_lib.markdown(Table("All", ("network", "NFE"), when={"config": "A"}), found)
+  with pytest.raises(StudyError, match="table 'T': rows and columns do not tell .*'B'.* from another score"):
+    show.markdown(Table("T", ("network",)), found)
+  text = show.markdown(Table("All", ("network", "NFE"), when={"config": "A"}), found)
   assert cells(text.splitlines()[2]) == ["network", "NFE", "Fréchet distance (digits)"]
   assert cells(text.splitlines()[4]) == ["VP", "35", "3.000 ± 1.414"]
 
@@ -177,15 +177,15 @@ def test_tables_show_mean_and_spread_over_seeds():
 def test_blocks_are_averaged_before_seeds():
   first, second = ({("VP", "A", 0): value, ("VP", "A", 1): 5.0} for value in (2.0, 4.0))
   found = records_of(first) + records_of(second)
-  assert study_lib.rows(found, "frechet") == [(found[0]["study"], 3.0), (found[1]["study"], 5.0)]
+  assert show.rows(found, "frechet") == [(found[0]["study"], 3.0), (found[1]["study"], 5.0)]
 
 
 def test_plots_are_drawn(tmp_path):
   found = records_of({("VP", "A", 0): 2.0, ("VP", "A", 1): 5.0, ("VE", "A", 0): 1.0})
-  assert study_lib.draw(Plot("p", "NFE", "network", "config"), found, tmp_path / "p.png")
+  assert show.draw(Plot("p", "NFE", "network", "config"), found, tmp_path / "p.png")
   assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
-  assert not study_lib.draw(Plot("q", "S_churn", "network"), found, tmp_path / "q.png")
-  assert not study_lib.draw(Plot("q", "NFE", "network", when={"config": "F"}), found, tmp_path / "q.png")
+  assert not show.draw(Plot("q", "S_churn", "network"), found, tmp_path / "q.png")
+  assert not show.draw(Plot("q", "NFE", "network", when={"config": "F"}), found, tmp_path / "q.png")
   assert not (tmp_path / "q.png").exists()
 
 
@@ -193,30 +193,30 @@ def test_the_main_extractor_is_shown_whatever_the_data_of_a_run():
   found = records_of({("digits", "A", 0): 2.0, ("photos", "A", 0): 5.0, ("photos", "A", 1): 3.0})
   found[1]["extractor"] = found[2]["extractor"] = {"name": "pixels"}
   found[2].update(main=False)
-  assert [value for _, value in study_lib.rows(found, "frechet")] == [2.0, 5.0]
-  text = study_lib.markdown(Table("T", ("network",)), found)
+  assert [value for _, value in show.rows(found, "frechet")] == [2.0, 5.0]
+  text = show.markdown(Table("T", ("network",)), found)
   assert "Fréchet distance (digits) / Fréchet distance (pixels)" in text
 
 
 def test_a_damaged_checkpoint_is_not_scored_as_another(tmp_path):
   """Its scores would stand under the wrong step."""
   study = study_of(steps=(4,), seeds=(0,))
-  (job,) = study_lib.jobs(study, tmp_path)
-  study_lib.train(job)
+  (job,) = runs.jobs(study, tmp_path)
+  runs.train(job)
   for path in (job.workdir / "checkpoints" / "4").glob("*"):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   with pytest.raises(checkpoint.WorkdirError):
-    study_lib.evaluate(study, job, study_lib.ScorerPool(study).of(job))
+    runs.evaluate(study, job, runs.ScorerPool(study).of(job))
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path):
   """As when a default of the library has changed, which the folder's name does not show."""
-  (job, *_) = study_lib.jobs(study_of(), tmp_path)
+  (job, *_) = runs.jobs(study_of(), tmp_path)
   other = job.config.copy_and_resolve_references()
   other.optimizer.beta2 = 0.99
   checkpoint.write_config(job.workdir, other)
   with pytest.raises(checkpoint.WorkdirError, match="holds a run with config.optimizer.beta2 = 0.99, not 0.999"):
-    study_lib.trained(job)
+    runs.trained(job)
 
 
 def test_a_published_network_is_scored_without_training(tmp_path, calls):
@@ -248,34 +248,34 @@ def test_a_published_network_is_scored_without_training(tmp_path, calls):
   ],
 )
 def test_wrong_runs_are_refused_before_anything_is_trained(run, message, tmp_path):
-  with pytest.raises((study_lib.StudyError, config_lib.ConfigError), match=message):
-    study_lib.jobs(study_of(runs=[run]), tmp_path)
+  with pytest.raises((StudyError, config_lib.ConfigError), match=message):
+    runs.jobs(study_of(runs=[run]), tmp_path)
   assert not list(tmp_path.iterdir())
 
 
 def test_wrong_studies(tmp_path):
-  with pytest.raises(study_lib.StudyError, match="two runs have the labels {'steps': '2'}"):
-    study_lib.jobs(study_of(steps=(2, 2)), tmp_path)
-  with pytest.raises(study_lib.StudyError, match="no such file"):
-    study_lib.load("experiments/studies/nothing.py")
+  with pytest.raises(StudyError, match="two runs have the labels {'steps': '2'}"):
+    runs.jobs(study_of(steps=(2, 2)), tmp_path)
+  with pytest.raises(StudyError, match="no such file"):
+    runs.load("experiments/studies/nothing.py")
   (tmp_path / "s.py").write_text("def get_study(): return 3\n")
-  with pytest.raises(study_lib.StudyError, match="must return a diffusion_jax.study.Study, got int"):
-    study_lib.load(str(tmp_path / "s.py"))
+  with pytest.raises(StudyError, match="must return a diffusion_jax.study.Study, got int"):
+    runs.load(str(tmp_path / "s.py"))
   for evaluations, message in [
     ([Evaluation({}, {"steps": 3})], "sampling.steps"),
     ([Evaluation({}, {"sampler": "huen"})], "sampling.sampler = 'huen'"),
     ([Evaluation({}, {"num_steps": "x"})], "sampling.num_steps = 'x': expected int"),
     ([Evaluation({"sampler": "Heun"}, {"rho": rho}) for rho in (5.0, 7.0)], "two evaluations of .* have the labels"),
   ]:
-    with pytest.raises((study_lib.StudyError, config_lib.ConfigError), match=message):
-      study_lib.jobs(study_of(steps=(2,), evaluations=evaluations), tmp_path)
+    with pytest.raises((StudyError, config_lib.ConfigError), match=message):
+      runs.jobs(study_of(steps=(2,), evaluations=evaluations), tmp_path)
 
 
 def test_committed_studies_hold_together(tmp_path):
   """Every config of a study under experiments/studies is one that can be trained."""
   for name, count in (("edm_table2_digits", 36), ("edm_samplers_digits", 12)):
-    study = study_lib.load(f"experiments/studies/{name}.py")
-    assert len({job.workdir for job in study_lib.jobs(study, tmp_path)}) == count
+    study = runs.load(f"experiments/studies/{name}.py")
+    assert len({job.workdir for job in runs.jobs(study, tmp_path)}) == count
     labels = {name for run in study.runs for name in run.labels}
     labels |= {name for evaluation in study.evaluations for name in evaluation.labels} | {"NFE"}
     for table in study.tables:

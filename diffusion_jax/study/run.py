@@ -1,136 +1,29 @@
-"""Studies: configs × seeds × evaluations, each trained and scored once, and the tables and plots that come of them.
+"""Running a study: what is trained and scored, each once.
 
-A study is a Python file with a get_study() that returns a Study; experiments/study.py runs it. A run's workdir is named
-after a hash of what determines its updates, and its scores are kept there with their provenance, so a study that is
-started again does only what is missing, and a changed config is a new run.
+A run's workdir is named after a hash of what determines its updates, and its scores are kept there with their
+provenance. So a study that is started again does only what is missing, and a changed config is a new run.
 """
 
-import dataclasses
 import inspect
 import re
 import runpy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
-from diffusion_jax.evaluation import bench, features, records, report
+from diffusion_jax.evaluation import bench, features, records
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
+from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
 from diffusion_jax.training import checkpoint, loop
-
-
-class StudyError(ValueError):
-  """A study that cannot be run; its message is one line."""
 
 
 class Stopped(Exception):
   """SIGTERM arrived while a run was training; what was done is saved."""
-
-
-class Run(NamedTuple):
-  """A network: trained from a config, or published.
-
-  Attributes:
-    labels: what tables call it, {"network": "VP", "config": "A"}.
-    config: file with a get_config(), "configs/edm_digits.py" or with its argument "configs/edm_cifar10.py:cond-vp-F".
-    fields: overrides by dotted names, {"train.num_steps": 1000}.
-    checkpoint: a published EDM pickle, which is not trained and has one seed; then `config` is "".
-    reference: file of statistics of the real images; by default they are the config's data.
-    data: fields of config.data that say what the real images are, where `config` does not.
-  """
-
-  labels: Mapping[str, str]
-  config: str = ""
-  fields: Mapping[str, object] = {}
-  checkpoint: str = ""
-  reference: str | None = None
-  data: Mapping[str, object] = {}
-
-
-class Evaluation(NamedTuple):
-  """A way of sampling.
-
-  Attributes:
-    labels: what tables call it, {"sampler": "Heun"}.
-    sampling: fields of config.sampling, {"sampler": "heun", "num_steps": 18}.
-    when: labels of the runs that it is for; all by default.
-  """
-
-  labels: Mapping[str, str]
-  sampling: Mapping[str, object] = {}
-  when: Mapping[str, str] = {}
-
-
-class Table(NamedTuple):
-  """A table: one row for each combination of the labels `rows`, in a cell mean ± standard deviation over seeds.
-
-  Attributes:
-    title: above it.
-    rows: labels; "NFE" is the network evaluations.
-    columns: labels whose combinations are columns; without any, the metrics are.
-    metrics: names of `scoring.METRICS`.
-    when: labels that rows are restricted to.
-  """
-
-  title: str
-  rows: Sequence[str]
-  columns: Sequence[str] = ()
-  metrics: Sequence[str] = ("frechet",)
-  when: Mapping[str, str] = {}
-
-
-class Plot(NamedTuple):
-  """A plot of a metric: panels and lines by labels, the spread over seeds as a band.
-
-  Attributes:
-    name: of the PNG.
-    x: label on the horizontal axis, of numbers; "NFE" is the network evaluations.
-    line: label, one line for each value.
-    panel: label, one panel for each value; "" for one panel.
-    metric: on the vertical axis.
-    when: labels that points are restricted to.
-  """
-
-  name: str
-  x: str
-  line: str
-  panel: str = ""
-  metric: str = "frechet"
-  when: Mapping[str, str] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """What is run, measured and shown.
-
-  Attributes:
-    runs: networks.
-    evaluations: ways of sampling each.
-    tables: shown in this order.
-    plots: likewise.
-    seeds: config.seed of each run; tables show mean and standard deviation over them.
-    metrics: of `scoring.METRICS`; what there is for the data by default.
-    num_images: images a score.
-    blocks: blocks of seeds a score; a seed's score is their mean.
-    extractor: see `bench.scorers_for`.
-    about: a paragraph above the results.
-  """
-
-  runs: Sequence[Run]
-  evaluations: Sequence[Evaluation] = (Evaluation({}),)
-  tables: Sequence[Table] = ()
-  plots: Sequence[Plot] = ()
-  seeds: Sequence[int] = (0, 1, 2)
-  metrics: Sequence[str] | None = None
-  num_images: int = 1000
-  blocks: int = 1
-  extractor: str | None = None
-  about: str = ""
 
 
 class Job(NamedTuple):
@@ -374,78 +267,5 @@ def _published(path: str) -> tuple[ConfigDict, tuple]:
   return config, (method, {"params": params})
 
 
-def rows(found: Iterable[dict], metric: str, when: Mapping[str, str] = {}) -> list[tuple[dict, float]]:
-  """(labels, value) of one metric by its main extractor: a seed's mean over blocks, in the order of the records."""
-  groups, labels = {}, {}
-  for record in found:
-    study = record["study"]
-    if record["metric"] == metric and record["main"] and all(study.get(name) == when[name] for name in when):
-      key = records.digest(study)
-      labels[key] = study
-      groups.setdefault(key, []).append(record["value"])
-  return [(labels[key], float(np.mean(values))) for key, values in groups.items()]
-
-
-def markdown(table: Table, found: Sequence[dict]) -> str:
-  """A table of a study in Markdown; empty cells have no score yet.
-
-  Raises:
-    StudyError: a cell would hold several scores of one seed, since a label that tells them apart is neither in rows nor
-      in columns.
-  """
-  cells = {}  # {row: {(column, metric): {seed: value}}}
-  for metric in table.metrics:
-    for labels, value in rows(found, metric, table.when):
-      row = tuple(labels.get(name) for name in table.rows)
-      column = tuple(labels.get(name) for name in table.columns)
-      cell = cells.setdefault(row, {}).setdefault((column, metric), {})
-      if labels["seed"] in cell:
-        raise StudyError(f"table {table.title!r}: rows and columns do not tell {labels} from another score")
-      cell[labels["seed"]] = value
-  columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-  full = max((len(cell) for row in cells.values() for cell in row.values()), default=0)
-  one = len(table.metrics) == 1
-  name = lambda column, metric: " ".join([*map(str, column), *([] if one and column else [_title(metric, found)])])
-  header = [*table.rows, *(name(*column) for column in columns)]
-  values = lambda cell, column: list(cell.get(column, {}).values())
-  lines = [[*row, *(_cell(values(cell, column), full) for column in columns)] for row, cell in cells.items()]
-  what = f"{_title(table.metrics[0], found)}, " if one and table.columns and cells else ""
-  return f"**{table.title}** ({what}{full} seed{'s' * (full != 1)})\n\n{report.markdown(header, lines)}"
-
-
-def _title(metric: str, found: Sequence[dict]) -> str:
-  names = {r["extractor"]["name"]: 0 for r in found if r["metric"] == metric and r["main"]}
-  return " / ".join(report.title(metric, name) for name in names) or metric
-
-
-def _cell(values: Sequence[float] | None, full: int) -> str:
-  if not values:
-    return ""
-  text = report.plus_minus(records.over_blocks(values))
-  return text if len(values) == full else f"{text} [{len(values)}]"
-
-
-def draw(plot: Plot, found: Sequence[dict], path, note: str = "") -> bool:
-  """Draws a plot of a study; whether there was anything to draw. Scores without its x are left out."""
-  panels = {}
-  for labels, value in rows(found, plot.metric, plot.when):
-    if plot.x not in labels:
-      continue
-    panel = labels.get(plot.panel, "") if plot.panel else _title(plot.metric, found)
-    line = panels.setdefault(panel, {}).setdefault(str(labels.get(plot.line)), {})
-    line.setdefault(float(labels[plot.x]), []).append(value)
-  points = {
-    panel: {
-      line: [(x, (stats := records.over_blocks(values))["mean"], stats["std"]) for x, values in by_x.items()]
-      for line, by_x in lines.items()
-    }
-    for panel, lines in panels.items()
-  }
-  if points:
-    report.plot(path, points, "network evaluations" if plot.x == "NFE" else plot.x, note)
-  return bool(points)
-
-
 def _slug(labels: Mapping[str, str]) -> str:
   return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, labels.values()))).strip("-").lower() or "run"
-
