@@ -21,7 +21,7 @@ from diffusion_jax.study import run as runs
 from diffusion_jax.training.loop import Diverged
 
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "Folder of the workdirs.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the results; experiments/results/STUDY by default.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the results; results/STUDY by default.")
 _PART = flags.DEFINE_string("part", None, "i/n: only every n-th run, from the i-th; for several machines.")
 _LIST = flags.DEFINE_bool("list", False, "Only say what is done and what is missing.")
 _COLLECT = flags.DEFINE_bool("collect", False, "Only make tables and plots of what is on file.")
@@ -44,7 +44,7 @@ def main():
       done = len(cli.checked(scores, study, pool, job, True)) if runs.trained(job) else 0
       print(f"{'trained' if runs.trained(job) else 'missing':8} {done:4} scores  {job.workdir}")
     return
-  out = epath.Path(_OUT.value or f"experiments/results/{epath.Path(path.partition(':')[0]).stem}")
+  out = epath.Path(_OUT.value or f"results/{epath.Path(path.partition(':')[0]).stem}")
   found, failed = [], []
   for i, job in enumerate(jobs):
     if not runs.trained(job):

@@ -23,8 +23,8 @@ def get_study():
     about=(
       "EDM's Table 2 on 8×8 digits: .3 to .8 million parameters, 1,000 steps of 32 images. The paper's own numbers "
       "are FIDs of other data: compare the order of the rows, not the values. A has no ramp of its EMA, which still "
-      "holds much of the initial weights after so few steps. F leaks its augmentation at this length: a third to a half "
-      "of its images are nearer to a training digit once they are mirrored (leak.txt, by "
+      "holds much of the initial weights after so few steps. F leaks its augmentation at this length: a third to a "
+      "half of its images are nearer to a training digit once they are mirrored (leak.txt, by "
       "experiments/figures/augmentation_leak.py); the networks use the label of the flip hardly yet, for a wrong one "
       "raises the loss by 6 % (VP) or less (VE) at σ = 1."
     ),
