@@ -10,6 +10,7 @@ a line a sampler) and the first hundred images of every setting. The same comman
 computes no score twice.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -64,7 +65,8 @@ def main():
   with tqdm(total=len(subjects) * blocks * num_images, unit="img", disable=not first) as bar:
     for (sampler, nfe), subject in subjects.items():
       bar.set_description(f"{sampler} {nfe}" if nfe else sampler)
-      subject.draw = keep_first(subject.draw, out / f"images_{sampler}_{nfe or 0}.png")
+      picture = out / f"images_{sampler}_{nfe or 0}.png"
+      subject = dataclasses.replace(subject, draw=keep_first(subject.draw, picture))
       found = cli.checked(bench.score, subject, scorers, records, num_images, blocks, progress=bar.update)
       rows.append((sampler, nfe, bench.summary(found)))
   if first:

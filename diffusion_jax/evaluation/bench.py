@@ -6,6 +6,7 @@ The protocol of papers is three blocks of 50,000 images, of which EDM reports th
 allowed; records say whether the number was the standard one.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,20 +32,21 @@ _OPTIONS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
 class Subject:
   """What is scored, and how its images are drawn.
 
   Attributes:
     checkpoint: {"name", "step", "sha256"} of a run or of a file.
+    draw: () -> (the function from seeds to images, network evaluations an image); called only where needed.
     sampling: the fields of config.sampling; None for images that are there already.
     labels: how classes were chosen, in words; None without classes.
   """
 
-  def __init__(
-    self, checkpoint: dict, draw: Callable[[], tuple[Draw, int | None]], sampling: dict | None = None, labels=None
-  ):
-    """`draw` () -> (the function from seeds to images, network evaluations an image) is called only where needed."""
-    self.checkpoint, self.sampling, self.labels, self.draw = checkpoint, sampling, labels, draw
+  checkpoint: dict
+  draw: Callable[[], tuple[Draw, int | None]]
+  sampling: dict | None = None
+  labels: str | None = None
 
 
 def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subject:
@@ -107,6 +109,8 @@ def scorers_for(
   out = []
   chosen = [metric for metric in metrics if metric != "memorised"]
   if chosen:
+    if real is None and not reference:
+      raise ValueError("the real images are missing: neither data nor a file of their statistics")
     network = open_extractor(main)
     images = None if real is None else RealImages(network, real, progress)
     if main == "pixels" and real is train and "memorised" in metrics:

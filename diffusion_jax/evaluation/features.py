@@ -127,11 +127,10 @@ def load(name: str, path=None, resolution: int | None = None, channels: int = 3)
   if name not in NAMES:
     raise ValueError(f"extractor must be one of {', '.join(NAMES)}, got {name!r}")
   if name == "digits":
-    apply = lambda params, images: dict(zip(("features", "logits"), digits.network(params, digits.scaled(images))))
-    params = dict(digits.params())
-    return Extractor("digits", sha256(digits.WEIGHTS), 1, 8, "none", apply, params, "features", "logits")
+    weights, params = sha256(digits.WEIGHTS), dict(digits.params())
+    return Extractor("digits", weights, 1, 8, "none", _digits, params, features="features", logits="logits")
   if name == "pixels":
-    return Extractor("pixels", "", channels, resolution, "none", _flat, {}, "pixels", None)
+    return Extractor("pixels", "", channels, resolution, "none", _pixels, {}, features="pixels", logits=None)
   if not path:
     raise ValueError(f"extractor {name!r} needs the file of its weights, {_FILES[name]}")
   tensors, weights = tensor_reader.read_state_dict(path), sha256(path)
@@ -139,19 +138,23 @@ def load(name: str, path=None, resolution: int | None = None, channels: int = 3)
     logging.warning("%s is not the published file: scores will not compare with others' (SHA-256 %s)", path, weights)
   try:
     if name == "inception":
-      params = inception.from_state_dict(tensors)
-      resize = "TensorFlow 1's bilinear to 299×299"
-      return Extractor(
-        INCEPTION, weights, 3, None, resize, inception.features, params, "2048", "logits_unbiased"
-      )
+      params, layers = inception.from_state_dict(tensors), {"features": "2048", "logits": "logits_unbiased"}
+      return Extractor(INCEPTION, weights, 3, None, inception.RESIZE, inception.features, params, **layers)
     params = vgg.from_state_dict(tensors)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
-  apply = lambda params, images: {"fc2": vgg.fc2(params, images)}
-  return Extractor("vgg16", weights, 3, None, vgg.RESIZE, apply, params, "fc2", None)
+  return Extractor("vgg16", weights, 3, None, vgg.RESIZE, _vgg, params, features="fc2", logits=None)
 
 
-def _flat(params, images):
+def _digits(params, images):
+  return dict(zip(("features", "logits"), digits.network(params, digits.scaled(images))))
+
+
+def _vgg(params, images):
+  return {"fc2": vgg.fc2(params, images)}
+
+
+def _pixels(params, images):
   del params
   return {"pixels": images.reshape(len(images), -1).astype(jnp.float32)}
 

@@ -23,6 +23,7 @@ from diffusion_jax.nets.pretrained import take
 from diffusion_jax.types import Array, Params
 
 SIZE = 299  # pixels a side, of the network's input
+RESIZE = f"TensorFlow 1's bilinear to {SIZE}×{SIZE}"
 _EPS = 1e-3  # of every batch normalisation
 _BN = ("weight", "bias", "running_mean", "running_var")
 

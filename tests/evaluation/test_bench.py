@@ -181,6 +181,8 @@ def test_scorers_that_cannot_be_had():
   ]:
     with pytest.raises(ValueError, match=message):
       bench.scorers_for(config_of(), *args)
+  with pytest.raises(ValueError, match="the real images are missing"):
+    bench.scorers_for(config_of(name="", resolution=16, channels=3), ["frechet"])
   with pytest.raises(ValueError, match="precision needs the real images themselves"):
     bench.scorers_for(config_of(name="", resolution=16, channels=3), ["precision"], reference="a.npz")
 
