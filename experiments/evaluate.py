@@ -172,7 +172,7 @@ def write(out: epath.Path, rows, scorers, num_images: int, blocks: int):
       }
       for key in keys
     }
-    report.plot(out / "scores.png", panels, "network evaluations", note)
+    report.plot(out / "scores.png", panels, "network evaluations", note=note)
   print(f"\nwrote {out}/scores.jsonl, scores.md and pictures")
 
 

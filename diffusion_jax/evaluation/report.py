@@ -62,29 +62,41 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence]) -> str:
   return "\n".join([text(lines[0]), rule, *map(text, lines[1:])])
 
 
-def plot(path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]], xlabel: str, note: str = ""):
+Lines = Mapping[str, Sequence[tuple[float, float, float]]]  # {name: [(x, mean, spread), …]}
+
+
+def plot(path, panels: Mapping[str, Lines], xlabel: str, ylabel: str = "", note: str = ""):
   """Draws {panel: {line: [(x, mean, spread), …]}} as a PNG, the spread as a band; replaces the file.
 
   Args:
     path: of the PNG.
     panels: side by side, in their order.
     xlabel: under each of them; the axis is logarithmic where all x are positive.
+    ylabel: beside the first; logarithmic where values differ by a factor of 3.
     note: a line above.
   """
   import matplotlib
 
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
+  from matplotlib import ticker
 
   figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
   for ax, (name, lines) in zip(axes[0], panels.items()):
     draw_lines(ax, lines)
     ax.set(title=name, xlabel=xlabel)
     points = [point for line in lines.values() for point in line]
-    if all(x > 0 for x, _, _ in points):
+    x, means = ({point[i] for point in points} for i in (0, 1))
+    if min(x) > 0:
       ax.set_xscale("log")
-    if all(mean > 0 for _, mean, _ in points) and max(p[1] for p in points) > 10 * min(p[1] for p in points):
+      ax.set_xticks(_apart(sorted(x)), minor=False)
+      ax.xaxis.set_major_formatter("{x:g}")
+      ax.xaxis.set_minor_locator(ticker.NullLocator())
+    if 0 < 3 * min(means) < max(means):
       ax.set_yscale("log")
+      ax.yaxis.set_major_formatter("{x:g}")
+      ax.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+  axes[0][0].set_ylabel(ylabel)
   if note:
     figure.suptitle(note, fontsize=9)
   figure.tight_layout()
@@ -95,7 +107,16 @@ def plot(path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, fl
   plt.close(figure)
 
 
-def draw_lines(axes, lines: Mapping[str, Sequence[tuple[float, float, float]]]):
+def _apart(values: Sequence[float]) -> list[float]:
+  """Of rising positive values those at least a fifth above the last one taken: labels that do not overlap."""
+  out = []
+  for value in values:
+    if not out or value >= 1.2 * out[-1]:
+      out.append(value)
+  return out
+
+
+def draw_lines(axes, lines: Lines):
   """Draws named lines of (x, mean, spread) into Matplotlib's axes, the spread as a band."""
   for name, points in lines.items():
     x, mean, spread = np.array(sorted(points)).T

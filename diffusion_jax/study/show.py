@@ -76,5 +76,6 @@ def draw(plot: Plot, found: Sequence[dict], path, note: str = "") -> bool:
     for panel, lines in panels.items()
   }
   if points:
-    report.plot(path, points, "network evaluations" if plot.x == "NFE" else plot.x, note)
+    ylabel = _title(plot.metric, found) if plot.panel else ""
+    report.plot(path, points, "network evaluations" if plot.x == "NFE" else plot.x, ylabel, note)
   return bool(points)

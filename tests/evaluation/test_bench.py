@@ -215,5 +215,5 @@ def test_a_table_is_markdown_and_its_rows_fit():
 
 def test_a_plot_is_written(tmp_path):
   lines = {"heun": [(3, 5.0, 0.1), (5, 0.4, 0.1)], "euler": [(4, 2.0, 0.0)]}
-  report.plot(tmp_path / "a" / "plot.png", {"FID": lines, "recall": lines}, "NFE", "note")
+  report.plot(tmp_path / "a" / "plot.png", {"FID": lines, "recall": lines}, "NFE", note="note")
   assert (tmp_path / "a" / "plot.png").read_bytes()[:4] == b"\x89PNG"
