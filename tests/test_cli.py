@@ -184,6 +184,18 @@ MISTAKES = {
   "published pickles": (study("experiments/studies/edm_published.py:table2,{tmp},{tmp}"), ["none of the published"]),
   "no such paper": (paper("emd", "table2"), ["emd", "edm", "dpdm"]),
 }  # fmt: skip
+STUDY = """
+from diffusion_jax.study import Evaluation, Plot, Run, Study, Table
+
+def get_study():
+  return Study(
+    runs=[Run({"steps": str(n)}, "tests/training/toy.py", {"train.num_steps": n}) for n in (4, 8)],
+    evaluations=[Evaluation({"sampler": "Euler"}, {"sampler": "euler", "num_steps": n}) for n in (1, 2)],
+    seeds=(0,), metrics=("frechet",), num_images=16,
+    tables=[Table("Steps", ("steps",), ("sampler", "NFE"))],
+    plots=[Plot("nfe", "NFE", "steps"), Plot("nothing", "NFE", "steps", when={"sampler": "Heun"})],
+  )
+"""
 OTHERS = {
   "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
   "sampled": sample("--workdir={tmp}/run", "--seeds=0-2,7", "--label=3", "--num_steps=2", "--out={tmp}/out/a.b"),
@@ -199,6 +211,11 @@ OTHERS = {
   "reference": reference("--data=digits", "--split=test", "--out={tmp}/digits.npz"),
   "against a reference": evaluate("--images={tmp}/images.npz", "--data=digits", "--reference={tmp}/digits.npz",
                                   "--metrics=frechet", "--out={tmp}/against"),
+  "study": study("{tmp}/study.py", "--runs={tmp}/studies", "--out={tmp}/results"),
+  "study again": study("{tmp}/study.py", "--runs={tmp}/studies", "--out={tmp}/results"),
+  "study listed": study("{tmp}/study.py", "--runs={tmp}/studies", "--list"),
+  "study collected": study("{tmp}/study.py", "--runs={tmp}/studies", "--collect", "--out={tmp}/collected"),
+  "study in part": study("{tmp}/study.py", "--runs={tmp}/studies", "--part=1/2"),
   "sampled again": sample("--workdir={tmp}/run", "--seeds=0", "--out={tmp}/out/a.b"),
 }
 
@@ -229,6 +246,7 @@ def folder(tmp_path_factory):
   (folder / "toy.py").write_text(head + body + "return c\n")
   (folder / "typo.py").write_text(head + body + "c.sampels = 3\n  return c\n")
   (folder / "raises.py").write_text(head + body + 'raise ValueError("nothing works")\n')
+  (folder / "study.py").write_text(STUDY)
   poison = 'toy.base.network_from_config = lambda config, heads: toy.Toy(poison=float("nan"))\n'
   fields = "c.train.max_skipped = 5\n  c.train.log_every = 3\n  c.seed = 17\n  return c\n"
   (folder / "poisoned.py").write_text(head + poison + body + fields)
@@ -325,6 +343,25 @@ def test_samplers_and_evaluations_are_compared(results, folder):
   assert {tuple(r["seeds"]) for r in records} == {(0, 19), (20, 39)}
   assert (folder / "scores" / "scores.png").exists() and (folder / "scores" / "images_heun_3.png").exists()
   assert results["evaluated again"][:2] == [0, out]
+
+
+def test_a_study_from_the_command_line(results, folder):
+  """Trained and scored once; a table, the scores and a plot are written, the same by --collect; a part writes none."""
+  code, out, err = results["study"]
+  assert code == 0, err
+  table = [line for line in out.splitlines() if line.startswith("|")]
+  assert table[0].split() == "| steps | Euler 1 | Euler 2 |".split() and len(table) == 4
+  assert out.count("[1/2]") == out.count("[2/2]") == 1
+  code, again, err = results["study again"]
+  assert code == 0 and "/2]" not in again and again.endswith(out[out.index("**Steps**") :]), err
+  listed = [line.split() for line in results["study listed"][1].splitlines()]
+  assert [words[:3] for words in listed] == [["trained", "2", "scores"]] * 2
+  assert results["study collected"][0] == 0, results["study collected"][2]
+  for name in ("README.md", "scores.jsonl", "nfe.png"):
+    assert (folder / "results" / name).read_bytes() == (folder / "collected" / name).read_bytes()
+  assert sorted(path.name for path in (folder / "results").iterdir()) == ["README.md", "nfe.png", "scores.jsonl"]
+  code, out, err = results["study in part"]
+  assert code == 0 and "2 scores are on file" in out, err
 
 
 def test_images_that_are_there_are_scored(results, folder):
