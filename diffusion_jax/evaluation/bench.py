@@ -79,7 +79,7 @@ def scorers_for(
 
   Args:
     config: a run's config, or any other whose `data` says what the real images are.
-    metrics: some of `scoring.METRICS`; by default what the extractor has and the real images allow.
+    metrics: some of `scoring.METRICS`; by default what the extractor has, and with `reference` what needs no more.
     extractor: "digits", "inception" or "pixels"; by default digits for digits, Inception where its weights are given,
       and else pixels.
     files: weights by extractor, {"inception": path, "vgg": path}.
@@ -94,16 +94,17 @@ def scorers_for(
   files = {name: path for name, path in (files or {}).items() if path}
   data = config.data
   main = extractor or ("digits" if data.name == "digits" else "inception" if "inception" in files else "pixels")
-  train = sources.from_config(config) if data.name else None
-  real = sources.load("digits", "all") if data.name == "digits" and whole else train
   if metrics is None:
     metrics = ["frechet"] + ["inception_score"] * (main == "inception")
-    metrics += ["precision", "recall"] * (real is not None) + ["memorised"] * (main != "inception" and real is not None)
+    metrics += [] if reference else ["precision", "recall"] + ["memorised"] * (main != "inception")
   for metric in metrics:
     if metric not in scoring.METRICS:
       raise ValueError(f"metrics are {', '.join(scoring.METRICS)}, got {metric!r}")
-    if scoring.METRICS[metric][1] and real is None:
+    if scoring.METRICS[metric][1] and not data.name:
       raise ValueError(f"{metric} needs the real images themselves (--data), not only their statistics")
+  needed = not reference or any(scoring.METRICS[metric][1] for metric in metrics)
+  train = sources.from_config(config) if data.name and needed else None  # data that nothing needs may be elsewhere
+  real = sources.load("digits", "all") if train is not None and data.name == "digits" and whole else train
   open_extractor = lambda name: features.load(name, files.get(name), data.resolution, data.channels)
 
   out = []

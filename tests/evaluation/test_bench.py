@@ -173,6 +173,15 @@ def test_each_metric_has_its_own_reference(tmp_path):
   assert one.reference("memorised") is one.reference("frechet")
 
 
+def test_statistics_stand_for_data_that_are_elsewhere(tmp_path):
+  statistics.write(tmp_path / "real.npz", statistics.Statistics(np.zeros(192), np.eye(192)))
+  config = config_of(name="zip", path="not/here.zip", channels=3, num_classes=0)
+  (scorer,) = bench.scorers_for(config, reference=str(tmp_path / "real.npz"))
+  assert scorer.metrics == ("frechet",) and scorer.reference("frechet").name == "real.npz"
+  with pytest.raises(config_lib.ConfigError, match="not/here.zip"):
+    bench.scorers_for(config, ["frechet", "recall"], reference=str(tmp_path / "real.npz"))
+
+
 def test_scorers_that_cannot_be_had():
   for args, message in [
     ((["fid"],), "got 'fid'"),
