@@ -28,6 +28,8 @@ BASELINES = {
 }
 COLUMN = {"VP": ("vp", "vp"), "VE": ("ve", "ve"), "iDDPM": ("iddpm", "edm")}  # grid, process
 EULER_STEPS, HEUN_STEPS = (16, 32, 64, 128, 256, 512, 1024), (8, 12, 18, 32, 64, 128, 256)
+# S_churn, S_tmin, S_tmax, S_noise of the final paper's grid search; the submitted version does not print them, so check
+# them against its Appendix E before citing a result.
 CHURN = {"VP": (30, 0.01, 1.0, 1.007), "VE": (80, 0.05, 1.0, 1.007), "iDDPM": (80, 0.05, 50.0, 1.003)}
 
 

@@ -25,8 +25,7 @@ def get_study():
       "are FIDs of other data: compare the order of the rows, not the values. A has no ramp of its EMA, which still "
       "holds much of the initial weights after so few steps. F leaks its augmentation at this length: a third to a "
       "half of its images are nearer to a training digit once they are mirrored (leak.txt, by "
-      "experiments/figures/augmentation_leak.py); the networks use the label of the flip hardly yet, for a wrong one "
-      "raises the loss by 6 % (VP) or less (VE) at σ = 1."
+      "experiments/figures/augmentation_leak.py)."
     ),
     runs=[
       Run({"network": network.upper(), "config": name}, f"configs/ablations/table2_digits.py:{network}-{letter}", SHORT)
