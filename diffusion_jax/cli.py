@@ -1,7 +1,8 @@
 """The frame of the command-line programs: flags, config overrides, one line and exit code 2 for a user's mistake."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,8 +17,8 @@ from diffusion_jax.evaluation import bench, features, scoring
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study import StudyError
 from diffusion_jax.training import checkpoint
-from diffusion_jax.training.checkpoint import WorkdirError
-from diffusion_jax.training.loop import Diverged
+from diffusion_jax.training.checkpoint import SaveError, WorkdirError
+from diffusion_jax.training.faults import Diverged
 from diffusion_jax.types import Params
 
 
@@ -26,7 +27,10 @@ class UsageError(ValueError):
 
 
 def run(main: Callable[[], None]):
-  """Parses the flags, runs main(), and ends the process: 0 done, 2 a user's mistake, 1 a run that diverged."""
+  """Parses the flags, runs main(), and ends the process.
+
+  The exit code is 0 when done, 2 for a user's mistake, 1 for a run that diverged or cannot write; the watchdog's is 3.
+  """
 
   def guarded(argv):
     _arguments[:] = argv[1:]
@@ -35,7 +39,7 @@ def run(main: Callable[[], None]):
       main()
     except (UsageError, config_lib.ConfigError, WorkdirError, DataError, StudyError) as error:
       _end(error, 2)
-    except Diverged as error:
+    except (Diverged, SaveError) as error:
       _end(error, 1)
 
   app.run(guarded, flags_parser=_parse)
@@ -91,17 +95,35 @@ def define_config():
 
 
 def define_hosts() -> Callable[[], None]:
-  """Defines --multihost and where the hosts meet; returns the function that joins them, if asked to."""
-  multihost = flags.DEFINE_bool("multihost", False, "Join the other hosts by jax.distributed.initialize.")
+  """Defines --multihost, where the hosts meet, and --compilation_cache; returns the function that sees to them."""
+  multihost = flags.DEFINE_bool(
+    "multihost", None, "Join the other hosts; by default where Slurm, MPI, the TPU environment or --coordinator say so."
+  )
   coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the cluster does not tell.")
   processes = flags.DEFINE_integer("num_processes", None, "Number of hosts, where the cluster does not tell.")
   process = flags.DEFINE_integer("process_id", None, "Number of this host, where the cluster does not tell.")
+  cache = flags.DEFINE_string("compilation_cache", None, "Folder in which compiled programs are kept for the next run.")
 
   def start():
-    if multihost.value:
-      jax.distributed.initialize(coordinator.value, processes.value, process.value)
+    if cache.value:
+      jax.config.update("jax_compilation_cache_dir", cache.value)
+    join = multihost.value
+    if join is None:
+      join = coordinator.value is not None or _cluster_size(os.environ) > 1
+    if join:
+      try:
+        jax.distributed.initialize(coordinator.value, processes.value, process.value)
+      except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--multihost: the hosts cannot be joined: {' '.join(str(error).split())}") from None
 
   return start
+
+
+def _cluster_size(environment: Mapping[str, str]) -> int:
+  """The processes that were started together with this one, as far as the environment tells."""
+  hosts = environment.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+  counts = [environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+  return max([hosts, *(int(count) for count in counts if count.isdigit())])
 
 
 class Model(NamedTuple):
@@ -113,12 +135,13 @@ class Model(NamedTuple):
   step: int | None  # of the checkpoint; None for a published one
   name: str  # for messages
 
+
 class ModelFlags:
   """The flags --workdir, --step and those of config.sampling, and --checkpoint unless `published` is False."""
 
   def __init__(self, published: bool = True):
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
-    self._step = flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
+    self._step = flags.DEFINE_string("step", None, "Which checkpoint of the run, or best; the newest by default.")
     self._published = None
     if published:
       self._published = flags.DEFINE_string("checkpoint", None, "A published EDM pickle (.pkl), in place of a run.")
@@ -150,6 +173,14 @@ class ModelFlags:
       return {"name": path.name, "step": None, "sha256": features.sha256(path)}
     return {"name": self.folder().name, "step": step, "sha256": checkpoint.fingerprint(self.folder(), step)}
 
+  def _chosen_step(self, folder: epath.Path) -> int:
+    text = self._step.value
+    if text is None or text == "best":
+      return checkpoint.best(folder) if text else checkpoint.newest(folder)
+    if not text.isdigit():
+      raise UsageError(f"--step={text}: expected a number, or best")
+    return int(text)
+
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value
 
@@ -163,7 +194,8 @@ class ModelFlags:
     folder = self.folder()
     if not self._pickle():
       config = self._with_sampler_flags(checkpoint.read_config(folder))
-      method, variables, step = checkpoint.load_for_inference(folder, self._step.value, config)
+      step = self._chosen_step(folder)
+      method, variables = checkpoint.load_for_inference(folder, step, config)
       return Model(config, method, variables, step, f"step {step}")
     try:
       denoise, params = edm_checkpoint.load(self._pickle())

@@ -24,6 +24,8 @@ def default() -> ConfigDict:
   c.method = "edm"
   c.seed = 0  # of everything: initialisation, order of the data, noise
   c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl)
+  c.init_only = ()  # of these, only parameters whose paths match one of these patterns, such as "net/enc_*"; () is all
+  c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
   c.data = ConfigDict()
   c.data.name = "digits"  # digits, photos, zip
@@ -76,11 +78,17 @@ def default() -> ConfigDict:
   c.train = ConfigDict()
   c.train.batch_size = 512  # over all devices of all hosts
   c.train.num_steps = 390_625
+  c.train.parallel = "pmap"  # pmap; jit: one program over all devices; fsdp: that, with the state split over them
   c.train.accumulation = 1  # micro-batches an update
   c.train.updates_per_call = 1  # updates a call of the compiled function
   c.train.log_every = 100
   c.train.checkpoint_every = 5_000
-  c.train.keep_checkpoints = 2
+  c.train.keep_checkpoints = 2  # the newest; beside them:
+  c.train.keep_every = 0  # those of every so many steps
+  c.train.keep_best = 1  # the best by score
+  c.train.score_every = 0  # Fréchet distance of the averaged network, a multiple of checkpoint_every; 0: never
+  c.train.score_images = 1_000
+  c.train.score_inception = ""  # weights-inception-2015-12-05-6726825d.pth, which makes it FID
   c.train.sample_every = 5_000  # PNG grid of fixed seeds
   c.train.max_skipped = 20  # stop after this many non-finite updates in a row
 
@@ -108,12 +116,13 @@ _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
   "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-  "train.sample_every", "train.max_skipped", "sampling.num_steps", "sampling.snr", "sampling.rho",
+  "train.keep_best", "train.score_images", "train.sample_every", "train.max_skipped", "sampling.num_steps",
+  "sampling.snr", "sampling.rho",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
-  "edm.vlb_weight", "optimizer.loss_scale_growth",
+  "edm.vlb_weight", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
 )  # fmt: skip
 
 
@@ -175,6 +184,12 @@ def check(config: ConfigDict, device_count: int | None = None):
   for field in ("log_every", "checkpoint_every", "sample_every", "num_steps"):
     if train[field] % train.updates_per_call:
       raise wrong(f"train.{field}", train[field], f"must be a multiple of updates_per_call ({train.updates_per_call})")
+  choose("train.parallel", train.parallel, ("pmap", "jit", "fsdp"))
+  if train.score_every % train.checkpoint_every:
+    expected = f"must be a multiple of checkpoint_every ({train.checkpoint_every})"
+    raise wrong("train.score_every", train.score_every, expected)
+  if config.init_only and not config.init_from:
+    raise wrong("init_only", config.init_only, "must be () without init_from")
   if device_count and train.batch_size % (device_count * train.accumulation):
     expected = f"must be a multiple of {device_count} devices × accumulation {train.accumulation}"
     raise wrong("train.batch_size", train.batch_size, expected)
@@ -210,7 +225,7 @@ def _check_type(field, value, example):
   if wanted is float:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
   if wanted is tuple:
-    item = type(example[0]) if example else float
+    item = type(example[0]) if example else str if field == "init_only" else float
     fits = isinstance(value, tuple) and all(isinstance(v, item) for v in value)
   if not fits:
     name = f"tuple of {item.__name__}" if wanted is tuple else wanted.__name__

@@ -1,5 +1,7 @@
 """The local devices as one axis, over which batches lie."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -32,6 +34,12 @@ def check_same(value, message: str):
       raise ValueError(message)
 
 
+def host_share(count: int) -> np.ndarray:
+  """Which of `count` rows this host sees to: as many on each, [n]; some of the first twice where they do not divide."""
+  share = -(-count // jax.process_count())
+  return (jax.process_index() * share + np.arange(share)) % count
+
+
 def gather_hosts(rows: np.ndarray) -> np.ndarray:
   """Joins the rows [n, ...] of all hosts, first host first, on each of them; n is the same everywhere."""
   if jax.process_count() == 1:
@@ -39,3 +47,14 @@ def gather_hosts(rows: np.ndarray) -> np.ndarray:
   from jax.experimental import multihost_utils
 
   return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def from_first_host(function: Callable[[], str]) -> str:
+  """function() of the first host, on all of them: for what they must agree on. At most 1,000 bytes."""
+  if jax.process_count() == 1:
+    return function()
+  from jax.experimental import multihost_utils
+
+  text = function().encode()[:1000] if jax.process_index() == 0 else b""
+  sent = np.frombuffer(text.ljust(1000, b"\0"), np.uint8)
+  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).rstrip(b"\0").decode(errors="ignore")

@@ -60,7 +60,7 @@ def compiled_case(function, args, operations: float, images: int = 0, chain: boo
     args: its arguments.
     operations: of a call.
     images: of a call.
-    chain: the result is the first argument of the next call, which is donated.
+    chain: the first of the results is the first argument of the next call, which is donated.
   """
   begin = time.perf_counter()
   compiled = function.lower(*args).compile()
@@ -70,7 +70,7 @@ def compiled_case(function, args, operations: float, images: int = 0, chain: boo
   def run():
     out = jax.block_until_ready(compiled(*held))
     if chain:
-      held[0] = out
+      held[0] = out[0]
 
   run()
   return Case(run, operations, images, compiled, compiling)
@@ -160,15 +160,15 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
   return {"network": network, "sampler": sampler}, evaluations
 
 
-def update_case(config, method, state, network_operations: float) -> Case:
+def update_case(config, method, layout, state, network_operations: float) -> Case:
   """A call of the training loop's update: config.train.updates_per_call updates, each of its batch."""
   per_call, first_and_stop = config.train.updates_per_call, parallel.host_slots(config.train.batch_size)
   rows = np.arange(*first_and_stop, dtype=np.int32)
   shapes, rng = start.example_batch(config, len(rows)), np.random.default_rng(0)
   batch = {"image": rng.uniform(-1, 1, shapes["image"].shape).astype(np.float32), "index": rows, "slot": rows}
   batch["label"] = rows % max(config.data.num_classes, 1)
-  run = parallel.pmap_update(update.windowed(method.update, config.train.log_every), per_call)
-  args = (parallel.replicate(state), parallel.shard([batch] * per_call), start.train_key(config))
+  run = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
+  args = (state, layout.split([batch] * per_call), start.train_key(config), None)
   images = per_call * len(rows)
   return compiled_case(run, args, 3 * images * network_operations, images, chain=True)
 
@@ -288,15 +288,18 @@ def main():
   path = out and out.parent / f"{out.name}.json"
   if path and path.exists() and not _OVERWRITE.value:
     raise cli.UsageError(f"--out={out}: {path} is already there; pass --overwrite or another --out")
-  method = methods.from_config(config, parallel.AXIS)
+  layout = parallel.from_config(config.train.parallel)
+  method = methods.from_config(config, layout.axis_name)
   sampling.schedule_of(config.sampling, method)
 
   fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-  state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast)()
-  variables = state_lib.inference_variables(state)
+  shardings = layout.shardings(start.shapes(method, config))
+  state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast, out_shardings=shardings)()
+  state = layout.lay(state)
+  variables = state_lib.inference_variables(layout.whole(state.ema))
   cases, evaluations = sampling_cases(config, method, variables, _ONLY.value != "update")
   if _ONLY.value != "sampler":
-    cases["update"] = update_case(config, method, state, cases["network"].operations / cases["network"].images)
+    cases["update"] = update_case(config, method, layout, state, cases["network"].operations / cases["network"].images)
   dtype = jnp.dtype(config.network.dtype)
   cases = {"matmul": matmul_case(dtype), "convolution": conv_case(dtype), **cases}
   results = measure(cases, _REPEATS.value)

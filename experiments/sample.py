@@ -4,6 +4,7 @@
   python experiments/sample.py --checkpoint=edm-cifar10-32x32-cond-vp.pkl --seeds=0-63 --out=cifar10
 """
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -16,9 +17,11 @@ _LABEL = flags.DEFINE_integer("label", None, "Class of all images; by default se
 _OUT = flags.DEFINE_string("out", None, "Where to write OUT.png and OUT.npz; by default WORKDIR/samples/sample.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace OUT.png and OUT.npz if they are there.")
 model_flags = cli.ModelFlags()
+start_hosts = cli.define_hosts()
 
 
 def main():
+  start_hosts()
   seeds = np.array(cli.seeds(_SEEDS.value))
   png, npz = outputs(model_flags.folder())
   config, method, variables, _, name = model_flags.open()
@@ -31,7 +34,9 @@ def main():
     png.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={png.parent}: {error}") from None
-  images = sampling.generate(config, method, variables, seeds, labels)
+  images = sampling.generate_together(config, method, variables, seeds, labels)
+  if jax.process_index() != 0:
+    return
   images_lib.save_png(png, images, scale=4 if config.data.resolution < 32 else 1, overwrite=True)
   with npz.open("wb") as file:
     np.savez(file, images=images_lib.to_uint8(images), seeds=seeds, **({} if labels is None else {"labels": labels}))

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from diffusion_jax import cli
 from diffusion_jax.study import Study, show
 from diffusion_jax.study import run as runs
-from diffusion_jax.training.loop import Diverged
+from diffusion_jax.training.faults import Diverged
 
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "Folder of the workdirs.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the results; results/STUDY by default.")

@@ -228,9 +228,9 @@ def folder(tmp_path_factory):
     checkpoint.write_config(folder / name, config)
   (folder / "spoilt" / "config.json").write_text('{"seed": ')
   (folder / "nothing").mkdir()
-  checkpoints = checkpoint.Checkpoints(folder / "run")
-  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), start.template(methods.from_config(config), config))
-  checkpoints.save(zeros.replace(step=np.int32(24)))
+  checkpoints = checkpoint.Checkpoints(folder / "run", config)
+  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), start.shapes(methods.from_config(config), config))
+  checkpoints.save(zeros.replace(step=np.int32(24)), 24)
   checkpoints.close()
   (folder / "there.png").write_text("mine")
   images = images_lib.to_uint8(sources.load("digits", "test").gather(np.arange(100))["image"])
@@ -297,7 +297,7 @@ def test_a_run_that_diverges_ends_with_code_1(results, folder):
   assert code == 1, err
   last = err.splitlines()[-1]
   assert "error: " in last and "Traceback" not in err
-  for part in ("step 6", "seed 17", "the last 6 updates", "config.train.max_skipped = 5"):
+  for part in ("step 5", "seed 17", "the last 5 updates", "config.train.max_skipped = 5"):
     assert part in last, last
   lines = [json.loads(line) for line in (folder / "poisoned" / "metrics.jsonl").read_text().splitlines()]
   assert [(m["step"], m["loss"], m["skipped"]) for m in lines] == [(3, None, 3), (6, None, 3)]

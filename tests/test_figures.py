@@ -45,8 +45,8 @@ def tables(tmp_path_factory):
     patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
     state = start.create_state(methods.from_config(config), config)
   checkpoint.write_config(folder / "run", config)
-  checkpoints = checkpoint.Checkpoints(folder / "run")
-  checkpoints.save(state.replace(ema=jax.tree.map(np.zeros_like, state.ema), step=np.int32(24)))
+  checkpoints = checkpoint.Checkpoints(folder / "run", config)
+  checkpoints.save(state.replace(ema=jax.tree.map(np.zeros_like, state.ema), step=np.int32(24)), 24)
   checkpoints.close()
   run = f"--workdir={folder}/run"
   calls = {

@@ -177,11 +177,10 @@ def score_block(
   mesh.check_same(done, "the folder of the results must be one that all hosts share")
   if progress and done:
     progress(done)
-  hosts, host, saved, took = jax.process_count(), jax.process_index(), time.monotonic(), 0.0
+  host, saved, took = jax.process_index(), time.monotonic(), 0.0
   for start in range(done, len(seeds), chunk):
     part = seeds[start : start + chunk]
-    share = -(-len(part) // hosts)  # a last chunk is filled up, and what is too much left out again
-    images = in_bytes(draw(part[np.arange(host * share, (host + 1) * share) % len(part)]))
+    images = in_bytes(draw(part[mesh.host_share(len(part))]))
     for scorer in scorers:
       extracted = {kind: mesh.gather_hosts(rows)[: len(part)] for kind, rows in scorer.extract(images).items()}
       scorer.add(extracted)

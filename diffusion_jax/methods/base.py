@@ -27,6 +27,7 @@ class Method(NamedTuple):
     process: the forward process of denoise's x and t.
     samplers: names of the samplers that serve the method, the default first.
     preconditioner: of a method that has one: the noise levels that its network knows bound the grids.
+    times: (keys [B]) -> [B]: the times at which `update` trains the examples with these keys.
   """
 
   init: Callable
@@ -35,6 +36,7 @@ class Method(NamedTuple):
   process: Process
   samplers: tuple[str, ...]
   preconditioner: par.Preconditioner | None = None
+  times: Callable | None = None
 
 
 def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:

@@ -62,10 +62,13 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     params = network.init(key, x, jnp.zeros(len(x)))["params"]
     return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
 
+  def noise_levels(keys):
+    return jax.vmap(lambda key: law(jax.random.fold_in(key, _SIGMA), 1)[0])(keys)
+
   def loss_fn(params, batch):
     stream = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(batch["key"])
     y, augment = base.images_of(batch, stream(_AUGMENT), config.data)
-    sigma = jax.vmap(lambda key: law(key, 1)[0])(stream(_SIGMA))
+    sigma = noise_levels(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(stream(_NOISE))
     label = None
     if config.data.num_classes:
@@ -88,7 +91,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   def denoise(variables, x, t, cond=None):
     return denoiser(variables["params"], None if cond is None else cond.get("label"))(x, t)
 
-  return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner)
+  return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels)
 
 
 def _variational_bound(preconditioner: par.IDDPMPreconditioner, pred: Prediction, y: Array, sigma: Array) -> Array:

@@ -254,7 +254,7 @@ class _Opened:
   def take(self) -> tuple:
     """(method, variables) of the checkpoint that `provenance` names."""
     if self._model is None:
-      self._model = checkpoint.load_for_inference(self._workdir, self.provenance["step"], self.config)[:2]
+      self._model = checkpoint.load_for_inference(self._workdir, self.provenance["step"], self.config)
     return self._model
 
 

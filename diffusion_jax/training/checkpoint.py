@@ -1,72 +1,247 @@
-"""Checkpoints: atomic, asynchronous, kept by count, each with the config that made it."""
+"""Checkpoints: atomic, asynchronous, each with the config that made it and digests of its files.
+
+workdir/checkpoints/STEP holds `state` (the whole TrainState, by orbax), `meta` (format, package version, config, score)
+and digests.json. A checkpoint lies there under its name only when it is complete; one whose files were changed since is
+passed over.
+"""
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
+from diffusion_jax import mesh, methods
 from diffusion_jax.training import start
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.types import Params
+
+T = TypeVar("T")
+
+FORMAT = 1  # of what a checkpoint holds; one of a later format is refused
+_DIGESTS = "digests.json"
+_ORBAX_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the digests
 
 
 class WorkdirError(ValueError):
   """A workdir that cannot serve; its message is one line."""
 
 
-class Checkpoints:
-  """The checkpoints of one workdir, under workdir/checkpoints."""
+class SaveError(RuntimeError):
+  """A run that cannot write; its message is one line: what, why, and from where the run will go on."""
 
-  def __init__(self, workdir, keep: int | None = None):
+
+class Checkpoints:
+  """The checkpoints of one workdir's run, for the process that trains it."""
+
+  def __init__(self, workdir, config: ConfigDict):
+    """config is the run's; of config.train it reads keep_checkpoints, keep_every and keep_best."""
+    self._folder = folder_of(workdir)
+    self._meta = {
+      "format": FORMAT,
+      "version": importlib.metadata.version("diffusion-jax"),
+      "config": config_lib.flatten(config),
+    }
+    self._scores = scores_of(self._folder)
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).resolve() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep)
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_Kept(config.train, self._scores),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+      ),
+      item_names=("state", "meta"),
     )
+    self._writing = None  # the step whose files are being written
     self._damaged = []  # steps passed over by `restore`; they give way to the first `save` after it
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint's step."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState):
-    """Starts to write an unreplicated state under its own step; returns before it is on disk."""
-    step = int(state.step)
-    while self._damaged:
-      self._manager.delete(self._damaged.pop())
-    if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
-
-  def restore(self, template: TrainState, step: int | None = None) -> TrainState:
-    """The newest checkpoint that can be read, or that of `step`; one that cannot is passed over with a warning.
+  def save(self, state: TrainState, step: int, score: float | None = None):
+    """Starts to write a state under its step; returns when it is copied, before it is on disk.
 
     Args:
-      template: a state of the same structure, shapes and types; placed where the result shall lie.
-      step: which one; then no other will do.
+      state: `Layout.gather` of the run's state.
+      step: its step.
+      score: by which the best are kept, the lower the better.
+
+    Raises:
+      SaveError: this or the checkpoint before cannot be written.
+    """
+    try:
+      while self._damaged:
+        self._manager.delete(self._damaged.pop())
+      if step in self._manager.all_steps():
+        return
+      self._manager.wait_until_finished()
+      self._writing = step
+      if score is not None:
+        self._scores[step] = score
+      meta = {**self._meta, "score": score}
+      args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+      self._manager.save(step, args=args)
+    except Exception as error:  # whatever a full disk raises inside the writer
+      raise self._lost(error) from error
+
+  def restore(self, template: TrainState) -> TrainState:
+    """The newest checkpoint that can be read; one that cannot is passed over with a warning.
+
+    Args:
+      template: shapes and types of the state, with the shardings under which it shall lie.
 
     Raises:
       WorkdirError: there is none.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    if step is not None:
-      if step not in steps:
-        raise WorkdirError(f"{self._manager.directory} has no checkpoint of step {step}, only {steps[::-1]}")
-      steps = [step]
-    for candidate in steps:
-      try:
-        return self._manager.restore(candidate, args=ocp.args.StandardRestore(template))
-      except Exception as error:  # whatever a damaged file raises inside the reader
-        logging.warning("checkpoint %s is damaged and passed over: %s", self._manager.directory / str(candidate), error)
-        self._damaged.append(candidate)
-    raise WorkdirError(f"{self._manager.directory} holds no checkpoint that can be read")
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      folder = self._folder / str(step)
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+      found = _read_whole(folder, lambda step=step, args=args: self._manager.restore(step, args=args).state)
+      if found is not None:
+        return found
+      self._damaged.append(step)
+    raise WorkdirError(f"{self._folder} holds no checkpoint that can be read")
 
   def close(self):
-    """Waits for writes to end."""
-    self._manager.close()
+    """Waits for writes to end; raises SaveError if the last one failed."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._lost(error) from error
+    finally:
+      self._manager.close()
+
+  def _lost(self, error: Exception) -> SaveError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    last = _last_good(self._folder, but=self._writing)
+    return SaveError(f"checkpoint {self._folder / str(self._writing)} cannot be written; {last}: {reason[:500]}")
+
+  def _write_digests(self):
+    """Runs when all files are written, before the checkpoint gets its name."""
+    if jax.process_index():
+      return
+    for folder in self._folder.iterdir():
+      if folder.name.split(".")[0] == str(self._writing):
+        (folder / _DIGESTS).write_text(json.dumps(_digests(folder), indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def writing(workdir):
+  """Makes of an OSError while a run writes its other files a SaveError, which says from where the run will go on."""
+  try:
+    yield
+  except OSError as error:
+    raise SaveError(f"--workdir={workdir} cannot be written; {_last_good(folder_of(workdir))}: {error}") from error
+
+
+def _last_good(folder: epath.Path, but: int | None = None) -> str:
+  complete = [step for step in steps_of(folder) if step != but]
+  return f"the last good checkpoint is {folder / str(complete[-1])}" if complete else "there is no checkpoint before it"
+
+
+def folder_of(workdir) -> epath.Path:
+  """Where a workdir's checkpoints lie."""
+  return epath.Path(workdir).resolve() / "checkpoints"
+
+
+def steps_of(folder: epath.Path) -> list[int]:
+  """The steps of the complete checkpoints in a folder, in order."""
+  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def altered(folder: epath.Path) -> str:
+  """The first file of a checkpoint that is missing or not as it was written, in words; "" if there is none."""
+  try:
+    digests = json.loads((folder / _DIGESTS).read_text())
+  except FileNotFoundError:
+    return ""  # of another program: what can be read is believed
+  except (OSError, ValueError) as error:
+    return f"{_DIGESTS} cannot be read: {error}"
+  found = _digests(folder)
+  for name, digest in digests.items():
+    if found.get(name) != digest:
+      return f"{name} is {'altered' if name in found else 'missing'}"
+  return ""
+
+
+def _digests(folder: epath.Path) -> dict[str, str]:
+  """{relative path: SHA-256 in hexadecimal} of a checkpoint's files."""
+  names = {str(path.relative_to(folder)): path for path in _files(folder)}
+  return {
+    name: hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, path in names.items()
+    if path.name not in (_DIGESTS, *_ORBAX_LAST)
+  }
+
+
+def _files(folder: epath.Path):
+  """All files under a folder, in the order of their names."""
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _read_meta(folder: epath.Path) -> dict:
+  """What a checkpoint says of itself; raises WorkdirError if it is of a format that this version does not know."""
+  meta = json.loads((folder / "meta" / "metadata").read_text())
+  if meta["format"] > FORMAT:
+    raise WorkdirError(f"{folder} is of format {meta['format']}, by diffusion-jax {meta['version']}: this is too old")
+  return meta
+
+
+def _read_whole(folder: epath.Path, read: Callable[[], T]) -> T | None:
+  """read(), if a checkpoint is as it was written; else None, with a warning."""
+  damage = mesh.from_first_host(lambda: altered(folder))
+  if not damage:
+    try:
+      _read_meta(folder)
+      return read()
+    except WorkdirError:
+      raise
+    except Exception as error:  # whatever a damaged file raises inside the reader
+      damage = " ".join(str(error).split())
+  logging.warning("checkpoint %s is damaged and passed over: %s", folder, damage)
+  return None
+
+
+def scores_of(folder: epath.Path) -> dict[int, float]:
+  """{step: score} of those checkpoints in a folder that have one."""
+  found = {}
+  for step in steps_of(folder):
+    with contextlib.suppress(OSError, ValueError, KeyError):  # what is damaged has none
+      score = json.loads((folder / str(step) / "meta" / "metadata").read_text())["score"]
+      if score is not None:
+        found[step] = score
+  return found
+
+
+class _Kept:
+  """orbax's preservation policy: the newest, those of every so many steps, and the best by score."""
+
+  def __init__(self, train: ConfigDict, scores: dict[int, float]):
+    self._train, self._scores = train, scores
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    scored = sorted((step for step in steps if step in self._scores), key=lambda step: (self._scores[step], step))
+    kept = {*sorted(steps)[-self._train.keep_checkpoints :], *scored[: self._train.keep_best]}
+    every = self._train.keep_every
+    return [step in kept or bool(every and step % every == 0) for step in steps]
+
+
+# --- the run's config -------------------------------------------------------------------------------------------------
 
 
 def write_config(workdir, config: ConfigDict):
@@ -90,93 +265,126 @@ def read_config(workdir) -> ConfigDict:
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
     raise WorkdirError(f"--workdir={workdir}: no run here, config.json is missing")
-  config = config_lib.default()
   try:
-    for field, value in json.loads(path.read_text()).items():
-      config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+    return _as_config(json.loads(path.read_text()))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise WorkdirError(f"{path} cannot be read: {error}") from None
+
+
+def _as_config(fields: dict) -> ConfigDict:
+  """A config from its fields by dotted names, as JSON gives them."""
+  config = config_lib.default()
+  for field, value in fields.items():
+    config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
   return config
 
 
-def has_checkpoint(workdir) -> bool:
-  """Whether a run has anything to go on from."""
-  folder = epath.Path(workdir) / "checkpoints"
-  return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
-
-
-def newest(workdir) -> int:
-  """The step of the newest complete checkpoint; raises WorkdirError where there is none."""
-  folder = epath.Path(workdir) / "checkpoints"
-  steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-  if not steps:
-    raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
-  return max(steps)
-
-
-def fingerprint(workdir, step: int) -> str:
-  """SHA-256 in hexadecimal of the files of one checkpoint: their names, sizes and bytes."""
-  folder = epath.Path(workdir) / "checkpoints" / str(step)
-  digest = hashlib.sha256()
-  for path in _files(folder):
-    data = path.read_bytes()
-    digest.update(f"{path.relative_to(folder)} {len(data)}\n".encode() + data)
-  return digest.hexdigest()
-
-
-def _files(folder: epath.Path):
-  """All files under a folder, in the order of their names."""
-  for path in sorted(folder.iterdir()):
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
+# What does not change a run's updates, and may differ when it goes on. A last dot stands for all fields of a part.
+_FREE = (
+  "train.num_steps", "train.parallel", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
+  "train.keep_best", "train.sample_every", "train.score_every", "train.score_images", "train.score_inception",
+  "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
+)  # fmt: skip
 
 
 def check_workdir(workdir, config: ConfigDict):
   """Raises WorkdirError if the workdir holds the run of another config.
 
-  What does not change the run's updates may differ: train.num_steps, data.path and all of sampling.
+  What does not change the run's updates may differ, such as train.num_steps, data.path and all of sampling.
   """
-  if not (epath.Path(workdir) / "config.json").exists():
+  if workdir is None or not (epath.Path(workdir) / "config.json").exists():
     return
   old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
   for field in new:
-    free = field in ("train.num_steps", "data.path") or field.startswith("sampling.")
+    free = any(field == name or (name.endswith(".") and field.startswith(name)) for name in _FREE)
+    if field == "data.path" and config.data.name == "tfds":
+      free = False  # a name, not a place
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
 
 
-def load_for_inference(workdir, step: int | None = None, config: ConfigDict | None = None):
-  """A run's method and averaged parameters, on this machine's first device.
+# --- reading a run ----------------------------------------------------------------------------------------------------
+
+
+def has_checkpoint(workdir) -> bool:
+  """Whether a run has anything to go on from; no workdir has nothing."""
+  return workdir is not None and bool(steps_of(folder_of(workdir)))
+
+
+def newest(workdir) -> int:
+  """The step of the newest complete checkpoint; raises WorkdirError where there is none."""
+  steps = steps_of(folder_of(workdir))
+  if not steps:
+    raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
+  return steps[-1]
+
+
+def best(workdir) -> int:
+  """The step of the checkpoint with the lowest score; raises WorkdirError where none has one."""
+  found = scores_of(folder_of(workdir))
+  if not found:
+    raise WorkdirError(f"--workdir={workdir}: no checkpoint here has a score; see config.train.score_every")
+  return min(found, key=lambda step: (found[step], step))
+
+
+def fingerprint(workdir, step: int) -> str:
+  """SHA-256 in hexadecimal of the files of one checkpoint: their names and bytes."""
+  digests = _digests(folder_of(workdir) / str(step))
+  return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def load_for_inference(path, step: int | None = None, config: ConfigDict | None = None) -> tuple[methods.Method, dict]:
+  """A run's method and averaged parameters, on this machine's first device, whatever it was trained on.
+
+      method, variables = load_for_inference("runs/edm_digits")
 
   Args:
-    workdir: of `experiments/train.py`.
-    step: which checkpoint; the newest by default.
-    config: the run's config with other sampling fields; read from the workdir by default.
+    path: the workdir of a run, or the folder of one checkpoint, wherever that was copied to.
+    step: which checkpoint of the workdir; the newest by default.
+    config: the run's config with other sampling fields; that of the checkpoint by default.
 
   Returns:
-    (method, variables, step).
+    (method, variables).
 
   Raises:
     ConfigError: config is wrong.
-    WorkdirError: there is no run or no checkpoint.
+    WorkdirError: there is no run or no checkpoint, or it cannot be read.
   """
-  config = config or read_config(workdir)
-  method = methods.from_config(config)
-  state = restore(workdir, method, config, step)
-  return method, state_lib.inference_variables(state), int(state.step)
+  ema, own = load_averages(path, step)
+  method = methods.from_config(config or own)
+  return method, state_lib.inference_variables(ema)
 
 
-def restore(workdir, method: methods.Method, config: ConfigDict, step: int | None = None) -> TrainState:
-  """The newest state of a run, or that of `step`, on this machine's first device.
+def load_averages(path, step: int | None = None) -> tuple[dict[str, Params], ConfigDict]:
+  """{role: averaged parameters} of a checkpoint, see `load_for_inference`, and the config that it was trained with.
 
   Raises:
-    WorkdirError: there is no checkpoint.
+    WorkdirError: there is no run or no checkpoint, or it cannot be read.
   """
-  folder = epath.Path(workdir) / "checkpoints"
-  with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir))) if folder.exists() else None
-    if checkpoints is None or checkpoints.latest_step() is None:
-      raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
-    return checkpoints.restore(start.template(method, config), step)
+  path = epath.Path(path)
+  if (path / "state").exists():
+    folders = [path.resolve()]
+  else:
+    steps = steps_of(folder_of(path))
+    if not steps:
+      read_config(path)  # raises where there is no run at all
+      raise WorkdirError(f"--workdir={path}: no checkpoint here yet")
+    if step is not None and step not in steps:
+      raise WorkdirError(f"{folder_of(path)} has no checkpoint of step {step}, only {steps}")
+    folders = [folder_of(path) / str(s) for s in (steps[::-1] if step is None else [step])]
+  for folder in folders:
+    found = _read_whole(folder, lambda folder=folder: _read_averages(folder))
+    if found is not None:
+      return found
+  raise WorkdirError(f"{path} holds no checkpoint that can be read")
+
+
+def _read_averages(folder: epath.Path) -> tuple[dict[str, Params], ConfigDict]:
+  config = _as_config(_read_meta(folder)["config"])
+  shapes = start.shapes(methods.from_config(config), config).ema
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  template = {"ema": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)}
+  restore_args = ocp.checkpoint_utils.construct_restore_args(template)
+  with ocp.PyTreeCheckpointer() as reader:
+    args = ocp.args.PyTreeRestore(item=template, restore_args=restore_args, partial_restore=True)
+    return reader.restore(folder / "state", args=args)["ema"], config

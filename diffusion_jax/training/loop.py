@@ -1,128 +1,188 @@
 """Training, read from top to bottom: config in, checkpoints, metrics and pictures out."""
 
+import collections
 import contextlib
-import signal
-import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import batching, sources
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint as checkpoint_lib
-from diffusion_jax.training import parallel, start, update, warm, writers
+from diffusion_jax.training import faults, parallel, scores, start, update, warm, writers
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
+_CALLS_AHEAD = 4  # calls of the update that are queued on the devices before the loop waits for the oldest
 
 
-class Diverged(RuntimeError):
-  """Too many updates in a row were not finite."""
-
-
-def train(config, workdir) -> state_lib.TrainState:
+def train(config, workdir, profile: range | None = None) -> state_lib.TrainState:
   """Trains a config, or goes on where its workdir stopped.
 
-  Writes under workdir: config.json, checkpoints/, metrics.jsonl, throughput.jsonl, samples/step_N.png. On SIGTERM it
-  saves and returns.
+  Writes under workdir: config.json, checkpoints/, metrics.jsonl, throughput.jsonl, scores.jsonl, samples/step_N.png,
+  and init_from.json of a run with other weights. On SIGTERM or another notice of preemption it saves and returns.
 
   Args:
     config: see `diffusion_jax.config.default`.
-    workdir: a local or remote folder; made if missing.
+    workdir: a local or remote folder, shared by all hosts; made if missing.
+    profile: steps of which a profiler trace is written under workdir/profile.
 
   Returns:
-    The last state, unreplicated.
+    The last state, as NumPy arrays.
 
   Raises:
-    ConfigError, WorkdirError: before anything compiles.
-    Diverged: config.train.max_skipped updates in a row had a non-finite loss or gradient.
+    ConfigError, WorkdirError, DataError: before anything compiles.
+    Diverged: config.train.max_skipped updates in a row had a non-finite loss or gradient; repro_STEP.json says which.
+    SaveError: something cannot be written.
+  """
+  run = prepare(config, workdir)
+  config, method, layout, source = run.config, run.method, run.layout, run.source
+  checkpoint_lib.write_config(workdir, config)
+  checkpoints = checkpoint_lib.Checkpoints(workdir, config)
+  if checkpoints.latest_step() is None:
+    fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
+    create = lambda: start.create_state(method, config)
+    state = jax.jit(create, out_shardings=layout.shardings(run.shapes), compiler_options=fast)()
+    if run.initial is not None:
+      state = warm.take(state, run.initial)
+      warm.report(run.initial, config, workdir)
+  else:
+    state = checkpoints.restore(parallel.template(layout, run.shapes))
+    logging.warning("resumed from step %d", parallel.first(state.step))
+  first = step = int(parallel.first(state.step))
+  state = layout.lay(state)
+
+  per_call, num_steps, size = config.train.updates_per_call, config.train.num_steps, config.train.batch_size
+  update_call = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
+  data = None
+  read = lambda k: batching.batch(source, config.seed, k, size, *parallel.host_slots(size))
+  make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
+  key = start.train_key(config)
+  score = scores.InTraining(config, method) if config.train.score_every else None
+  pending = collections.deque()  # (step, skipped_in_row) of the calls that may still run
+
+  def settle(calls: int = 0):
+    """Waits until at most so many calls run."""
+    while len(pending) > calls:
+      ended, skipped = pending.popleft()
+      count = int(parallel.first(skipped))
+      watchdog.beat(f"step {ended}")
+      if count >= config.train.max_skipped:
+        raise faults.diverged(workdir, config, method, len(source), ended, count, checkpoints.latest_step())
+
+  with contextlib.ExitStack() as stack:
+    watchdog = stack.enter_context(contextlib.closing(faults.Watchdog(config.hang_timeout)))
+    stack.enter_context(contextlib.closing(checkpoints))
+    stack.enter_context(checkpoint_lib.writing(workdir))
+    writer = writers.Writer(workdir, first, num_steps, size, jax.process_index() == 0)
+    stack.enter_context(contextlib.closing(writer))
+    batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
+    stack.enter_context(contextlib.closing(batches))
+    stop = stack.enter_context(faults.preemption())
+    tracing = stack.enter_context(_trace(workdir, profile))
+    due = lambda every: step % every == 0 or step == num_steps
+
+    for call in range(-(-(num_steps - first) // per_call)):
+      tracing(step, state)
+      batch = writer.timed(lambda: next(batches))
+      state, skipped = update_call(state, batch, key, data)
+      step += per_call
+      pending.append((step, skipped))
+      settle(_CALLS_AHEAD)
+      writer.advance(per_call)
+      if due(config.train.log_every):
+        settle()
+        writer.log(step, update.window_means(layout.whole(state.window)))
+      stopping = stop(call)
+      if due(config.train.checkpoint_every) or stopping:
+        settle()
+        value = None
+        if score and due(config.train.score_every):
+          value = score(state_lib.inference_variables(layout.whole(state.ema)))
+          writer.score(step, value)
+        writer.flush()
+        checkpoints.save(layout.gather(state), step, value)
+        watchdog.beat(f"the checkpoint of step {step}")
+      if due(config.train.sample_every):
+        save_grid(config, method, layout.whole(state.ema), workdir, step)
+        watchdog.beat(f"the images of step {step}")
+      if stopping:
+        logging.warning("stopped by SIGTERM at step %d; saved", step)
+        break
+    settle()
+  return layout.whole(state)
+
+
+class Prepared(NamedTuple):
+  """A run before anything compiles."""
+
+  config: ConfigDict
+  method: methods.Method
+  layout: parallel.Layout
+  source: sources.Source
+  shapes: state_lib.TrainState  # of jax.ShapeDtypeStruct
+  initial: warm.Fit | None  # weights to start from
+
+
+def prepare(config, workdir) -> Prepared:
+  """Everything that can be wrong is looked at, and nothing is written; without a workdir (None) the run is a new one.
+
+  Raises:
+    ConfigError, WorkdirError, DataError: something is.
   """
   config_lib.check(config, jax.device_count())
   initial = warm.load(config, workdir)
   config = warm.resolve(config, initial, workdir)
-  method = methods.from_config(config, parallel.AXIS)
+  layout = parallel.from_config(config.train.parallel)
+  method = methods.from_config(config, layout.axis_name)
   if initial is not None:
     initial = warm.fit(initial, method, config)
   sampling.schedule_of(config.sampling, method)
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config)
-  checkpoint_lib.write_config(workdir, config)
-  checkpoints = checkpoint_lib.Checkpoints(workdir, config.train.keep_checkpoints)
-
-  if checkpoints.latest_step() is None:
-    fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-    state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast)()
-    state = state if initial is None else warm.take(state, initial)
-    del initial
-  else:
-    state = checkpoints.restore(start.template(method, config))
-    logging.warning("resumed from step %d", state.step)
-  first = step = int(state.step)
-  state = parallel.replicate(state)
-
-  per_call, num_steps = config.train.updates_per_call, config.train.num_steps
-  run = parallel.pmap_update(update.windowed(method.update, config.train.log_every), per_call)
-  slots = parallel.host_slots(config.train.batch_size)
-  read = lambda k: batching.batch(source, config.seed, k, config.train.batch_size, *slots)
-  make_batch = lambda k: parallel.shard([read(k + i) for i in range(per_call)])
-  key = start.train_key(config)
-  writer = writers.Writer(workdir, first, num_steps, config.train.batch_size, jax.process_index() == 0)
-  batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
-  clock, clock_step = time.perf_counter(), first
-
-  with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(batches), _sigterm() as stop:
-    for batch in batches:
-      state = run(state, batch, key)
-      step += per_call
-      writer.advance(per_call)
-      if step % config.train.log_every == 0 or step == num_steps:
-        window = jax.device_get(parallel.unreplicate(state.window))
-        now = time.perf_counter()
-        writer.log(step, update.window_means(window), now - clock, step - clock_step)
-        _check_finite(parallel.unreplicate(state.skipped_in_row), step, config)
-        clock, clock_step = now, step
-      if step % config.train.checkpoint_every == 0 or step == num_steps or stop:
-        checkpoints.save(parallel.unreplicate(state))
-      if step % config.train.sample_every == 0 or step == num_steps:
-        save_grid(config, method, parallel.unreplicate(state), workdir, step)
-      if stop:
-        logging.warning("stopped by SIGTERM at step %d; saved", step)
-        break
-  return parallel.unreplicate(state)
+  return Prepared(config, method, layout, source, start.shapes(method, config), initial)
 
 
-def save_grid(config, method: methods.Method, state: state_lib.TrainState, workdir, step: int):
+def save_grid(config, method: methods.Method, ema, workdir, step: int):
   """Writes samples/step_N.png: seeds 0..99 through the config's sampler; with ten classes, one a column."""
   if jax.process_index() != 0:
     return
-  images = sampling.generate(config, method, state_lib.inference_variables(state), np.arange(_GRID_SEEDS))
+  images = sampling.generate(config, method, state_lib.inference_variables(ema), np.arange(_GRID_SEEDS))
   folder = epath.Path(workdir) / "samples"
   folder.mkdir(parents=True, exist_ok=True)
   images_lib.save_png(folder / f"step_{step:08d}.png", images, columns=10, scale=4, overwrite=True)
 
 
-def _check_finite(skipped_in_row, step: int, config):
-  if skipped_in_row >= config.train.max_skipped:
-    raise Diverged(
-      f"the last {skipped_in_row} updates before step {step} (seed {config.seed}) had a non-finite loss or gradient; "
-      f"config.train.max_skipped = {config.train.max_skipped}"
-    )
-
-
 @contextlib.contextmanager
-def _sigterm():
-  """A list that is empty until SIGTERM arrives."""
-  stop = []
+def _trace(workdir, steps: range | None):
+  """Gives f(step, state), to be called before each step, which starts and stops the profiler."""
+  running = False
+
+  def at(step, state):
+    nonlocal running
+    if steps is None:
+      return
+    if not running and step in steps:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(str(epath.Path(workdir) / "profile"))
+      running = True
+    elif running and step >= steps.stop:
+      stop(state)
+
+  def stop(state=None):
+    nonlocal running
+    jax.block_until_ready(state)
+    jax.profiler.stop_trace()
+    running = False
+
   try:
-    old = signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-  except ValueError:  # not in the main thread: the caller's business
-    yield stop
-    return
-  try:
-    yield stop
+    yield at
   finally:
-    signal.signal(signal.SIGTERM, old)
+    if running:
+      stop()

@@ -1,68 +1,222 @@
-"""Data parallelism: the only file that names pmap.
+"""How one update runs on many devices: config.train.parallel. The only file that names pmap.
 
-One update function runs on every local device of every host, each on its share of the global batch; the state is
-replicated and donated, gradients are averaged over AXIS inside the update.
+  pmap  each device of each host runs the update on its share of the batch; gradients are averaged over AXIS inside it
+  jit   one program over a mesh of all devices: the batch lies split on them, the state whole on each
+  fsdp  the same, with parameters, averages and optimizer split too: a device keeps 1/n of them, and one whole copy of
+        the parameters while it computes
+
+A run's state has two forms. The one that `run` takes and gives, here called laid, is the layout's own. The other, whole
+or split `jax.Array`s under `shardings`, is what is made first, saved and restored; so a checkpoint of any layout on any
+number of devices opens in any other.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax import config as config_lib
 from diffusion_jax.mesh import AXIS, batch_sharding
 from diffusion_jax.training.update import loop_unroll
 
+_SPLIT_FROM = 2**12  # smaller arrays are not worth splitting
 
-def pmap_update(step: Callable, updates_per_call: int = 1) -> Callable:
-  """step(state, batch, key) -> state, compiled for all devices; its state is donated.
 
-  Args:
-    step: the update of one device; reduces over AXIS.
-    updates_per_call: number of updates in one call; above 1, batches carry them on their second axis.
+class Layout(Protocol):
+  """Where state and batches lie, and how the update is compiled for them.
 
-  Returns:
-    (replicated state, sharded batch [devices, (updates,) B/devices, ...], key) -> replicated state.
+  Attributes:
+    axis_name: the axis that a method's update reduces over; None where the compiler does that.
+    mesh: all devices that take part.
   """
 
-  def call(state, batch, key):
-    if updates_per_call == 1:
-      return step(state, batch, key)
-    body = lambda state, batch: (step(state, batch, key), None)
-    return jax.lax.scan(body, state, batch, unroll=loop_unroll(updates_per_call))[0]
+  axis_name: str | None
+  mesh: Mesh
 
-  return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+  def shardings(self, shapes):
+    """Where the arrays of a tree of shapes lie when they are made, saved and restored."""
+
+  def lay(self, tree):
+    """From arrays under `shardings` to what `compile`'s function takes."""
+
+  def gather(self, tree):
+    """Back from what is laid to arrays under `shardings`."""
+
+  def laid_shapes(self, shapes):
+    """The shapes of what `lay` gives, with their shardings; nothing is allocated."""
+
+  def split(self, batches: list[dict[str, np.ndarray]]):
+    """Lays this host's share of one or more consecutive batches, one dict of [share, ...] an update."""
+
+  def everywhere(self, tree):
+    """Lays a whole copy of every NumPy array on each device."""
+
+  def whole(self, tree):
+    """What is laid, as NumPy arrays on every host; all hosts must call it."""
+
+  def compile(self, step: Callable, updates_per_call: int = 1) -> Callable:
+    """step(state, batch, key) -> state, compiled for all devices.
+
+    Returns:
+      (laid state, split batches, key, data) -> (laid state, laid [] int32): the second is `skipped_in_row` after the
+      call, and can be waited for when the state has gone into the next call, to which it is donated. `data` holds the
+      whole data set ([N, ...] each, from `everywhere`), from which a batch's "index" then chooses, or is None.
+    """
 
 
-def replicate(tree):
-  """A copy of every array on each local device, [local devices, ...]."""
-  sharding, count = batch_sharding(), jax.local_device_count()
-  return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(np.asarray(x), (count, *np.shape(x))), sharding), tree)
+def from_config(name: str) -> Layout:
+  """The layout of config.train.parallel; raises ConfigError for an unknown one."""
+  return config_lib.choose("train.parallel", name, {"pmap": Pmap, "jit": Jit, "fsdp": lambda: Jit(split_state=True)})()
 
 
-def unreplicate(tree):
-  """The first local device's copy as NumPy arrays, without moving anything between devices."""
-  return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
-
-
-def shard(batches: list[dict[str, np.ndarray]]):
-  """This host's share of one or more consecutive batches, laid on its devices.
-
-  Args:
-    batches: one dict of [host's share, ...] an update.
-
-  Returns:
-    dict of [local devices, (updates,) share/devices, ...].
-  """
-  count = jax.local_device_count()
-
-  def lay(*parts):
-    parts = [part.reshape(count, -1, *part.shape[1:]) for part in parts]
-    return jax.device_put(parts[0] if len(parts) == 1 else np.stack(parts, axis=1), batch_sharding())
-
-  return jax.tree.map(lay, *batches)
+def template(layout: Layout, shapes):
+  """Shapes and types with the layout's shardings, into which a checkpoint is restored."""
+  place = lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
+  return jax.tree.map(place, shapes, layout.shardings(shapes))
 
 
 def host_slots(batch_size: int) -> tuple[int, int]:
   """First and one past last slot of the global batch that this host reads."""
   share = batch_size // jax.process_count()
   return jax.process_index() * share, (jax.process_index() + 1) * share
+
+
+def first(array) -> np.ndarray:
+  """A number that is the same on all devices, as this host's first one has it; nothing moves between devices."""
+  return np.asarray(array.addressable_shards[0].data).reshape(-1)[0]
+
+
+def _calls(step: Callable, updates_per_call: int) -> Callable:
+  """step as a function of one call's batches and of the data that they are taken from."""
+
+  def call(state, batches, key, data):
+    def update(state, batch):
+      if data is not None:
+        batch = {**jax.tree.map(lambda rows: rows[batch["index"]], data), **batch}
+      return step(state, batch, key), None
+
+    if updates_per_call == 1:
+      state, _ = update(state, batches)
+    else:
+      state, _ = jax.lax.scan(update, state, batches, unroll=loop_unroll(updates_per_call))
+    return state, state.skipped_in_row
+
+  return call
+
+
+class Pmap:
+  """A copy of the state on each device, stacked: every array is [local devices, ...]."""
+
+  axis_name = AXIS
+
+  def __init__(self):
+    self.mesh = Mesh(_devices(), (AXIS,))
+    processes = [device.process_index for device in self.mesh.devices]
+    _, firsts = np.unique(processes, return_index=True)
+    self._hosts = NamedSharding(Mesh(self.mesh.devices[firsts], (AXIS,)), PartitionSpec())
+
+  def shardings(self, shapes):
+    """Whole, on the first device of each host."""
+    return jax.tree.map(lambda _: self._hosts, shapes)
+
+  def lay(self, tree):
+    return self.everywhere(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+
+  def laid_shapes(self, shapes):
+    sharding, count = batch_sharding(), jax.local_device_count()
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype, sharding=sharding), shapes)
+
+  def gather(self, tree):
+    def on_hosts(x):
+      one = x.addressable_shards[0].data
+      return jax.make_array_from_single_device_arrays(x.shape[1:], self._hosts, [one.reshape(x.shape[1:])])
+
+    return jax.tree.map(on_hosts, tree)
+
+  def split(self, batches):
+    count = jax.local_device_count()
+
+    def lay(*parts):
+      parts = [part.reshape(count, -1, *part.shape[1:]) for part in parts]
+      return jax.device_put(parts[0] if len(parts) == 1 else np.stack(parts, axis=1), batch_sharding())
+
+    return jax.tree.map(lay, *batches)
+
+  def everywhere(self, tree):
+    sharding, count = batch_sharding(), jax.local_device_count()
+    return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(np.asarray(x), (count, *np.shape(x))), sharding), tree)
+
+  def whole(self, tree):
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+  def compile(self, step, updates_per_call=1):
+    call = _calls(step, updates_per_call)
+    return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, None, 0), donate_argnums=0)
+
+
+class Jit:
+  """One program over a mesh of all devices; the compiler divides it (GSPMD)."""
+
+  axis_name = None
+
+  def __init__(self, split_state: bool = False):
+    self.mesh = Mesh(_devices(), (AXIS,))
+    self._split_state = split_state
+    self._whole = NamedSharding(self.mesh, PartitionSpec())
+
+  def shardings(self, shapes):
+    """Whole on each device; with split_state the longest axis that the devices divide is split, of large arrays."""
+    return jax.tree.map(self._sharding, shapes)
+
+  def _sharding(self, shape) -> NamedSharding:
+    count = self.mesh.size
+    axes = [axis for axis, length in enumerate(shape.shape) if length % count == 0]
+    if not self._split_state or not axes or math.prod(shape.shape) < _SPLIT_FROM:
+      return self._whole
+    longest = max(axes, key=lambda axis: shape.shape[axis])
+    return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, AXIS))
+
+  def lay(self, tree):
+    return tree
+
+  def laid_shapes(self, shapes):
+    return template(self, shapes)
+
+  def gather(self, tree):
+    return tree
+
+  def split(self, batches):
+    spec = PartitionSpec(AXIS) if len(batches) == 1 else PartitionSpec(None, AXIS)
+    lay = functools.partial(jax.make_array_from_process_local_data, NamedSharding(self.mesh, spec))
+    return jax.tree.map(lambda *parts: lay(parts[0] if len(parts) == 1 else np.stack(parts)), *batches)
+
+  def everywhere(self, tree):
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._whole, np.asarray(x), np.shape(x)), tree)
+
+  def whole(self, tree):
+    copy = jax.jit(lambda tree: tree, out_shardings=self._whole)(tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), copy)
+
+  def compile(self, step, updates_per_call=1):
+    def gathered(state, batch, key):
+      # Computing with whole parameters keeps the activations split by example, however the parameters are kept.
+      params = jax.lax.with_sharding_constraint(state.params, self._whole)
+      return step(state.replace(params=params), batch, key)
+
+    call = _calls(gathered if self._split_state else step, updates_per_call)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state, batches, key, data):
+      state, skipped = call(state, batches, key, data)
+      return jax.lax.with_sharding_constraint(state, self.shardings(state)), skipped
+
+    return run
+
+
+def _devices() -> np.ndarray:
+  """All devices, those of a host together, so that a host's share of the batch is in one piece."""
+  return np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))

@@ -1,4 +1,4 @@
-"""What a run starts from: its first state, its keys, and the shapes that a checkpoint is restored into."""
+"""What a run starts from: its first state and their shapes, and its keys."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,6 @@ def example_batch(config, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct
   return {"image": images, "label": numbers, "index": numbers, "slot": numbers}
 
 
-def template(method: methods.Method, config) -> TrainState:
-  """The shapes of a run's state, placed on the first local device."""
-  shapes = jax.eval_shape(lambda: create_state(method, config))
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+def shapes(method: methods.Method, config) -> TrainState:
+  """Shapes and types of a run's state."""
+  return jax.eval_shape(lambda: create_state(method, config))

@@ -47,6 +47,6 @@ def example_keys(key: Key, step: Array, slot: Array) -> Key:
   return jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slot)
 
 
-def inference_variables(state: TrainState) -> dict[str, Params]:
+def inference_variables(ema: dict[str, Params]) -> dict[str, Params]:
   """What `Method.denoise` takes: the averaged parameters of the role "net"."""
-  return {"params": state.ema["net"]}
+  return {"params": ema["net"]}

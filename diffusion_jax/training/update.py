@@ -86,7 +86,8 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
 
   if accumulation == 1:
     return part_value_and_grad(params, batch)
-  parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
+  # Part i has the examples i, i + accumulation, …: where a batch lies split over devices, so does each part.
+  parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
   shapes = jax.eval_shape(part_value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   body = lambda total, part: (jax.tree.map(jnp.add, total, part_value_and_grad(params, part)), None)

@@ -1,10 +1,18 @@
-"""Fine-tuning: a run that starts from the weights of another, or of a published checkpoint (config.init_from)."""
+"""Fine-tuning: a run that starts from the weights of another, or of a published checkpoint (config.init_from).
 
-import dataclasses
+Without config.init_only the networks must be the same. With it, parameters are taken whose path, such as
+"net/enc_8x8_block0/conv0/kernel", matches one of its patterns (* stands for anything) and whose shape is that of the
+run's; workdir/init_from.json says of every parameter whether it was taken, and why not.
+"""
+
+import fnmatch
+import json
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
+from etils import epath
 from flax import traverse_util
 
 from diffusion_jax import config as config_lib
@@ -31,6 +39,18 @@ class Source(NamedTuple):
   preconditioner: Preconditioner | None
 
 
+class Fit(NamedTuple):
+  """What a run takes from a source.
+
+  Attributes:
+    taken: {path: array}; a path is role/module/.../name.
+    reasons: {path: why not, "" if it is taken} of every parameter here or there.
+  """
+
+  taken: dict[str, np.ndarray]
+  reasons: dict[str, str]
+
+
 def load(config, workdir) -> Source | None:
   """The weights of config.init_from; None without it, and for a run that has a checkpoint of its own to go on from.
 
@@ -44,12 +64,10 @@ def load(config, workdir) -> Source | None:
     if path.endswith(".pkl"):
       denoise, params = edm_checkpoint.load(path)
       return Source({"net": jax.device_get(params)}, denoise.network.freqs or (), denoise.preconditioner)
-    source = checkpoint_lib.read_config(path)
-    method = methods.from_config(source)
-    params = jax.device_get(checkpoint_lib.restore(path, method, source).ema)
+    averages, source = checkpoint_lib.load_averages(path)
   except ValueError as error:
     raise config_lib.wrong("init_from", path, str(error)) from None
-  return Source(params, source.network.freqs, method.preconditioner)
+  return Source(jax.device_get(averages), source.network.freqs, methods.from_config(source).preconditioner)
 
 
 def resolve(config, source: Source | None, workdir):
@@ -64,33 +82,68 @@ def resolve(config, source: Source | None, workdir):
   return config
 
 
-def fit(source: Source, method: methods.Method, config) -> dict[str, Params]:
-  """The source's parameters of every role that the run has too; nothing compiles.
+def fit(source: Source, method: methods.Method, config) -> Fit:
+  """Which of the source's parameters the run takes; nothing compiles.
 
   Raises:
-    ConfigError: they are of another network or preconditioner than the run's; names the first difference.
+    ConfigError: without config.init_only, a parameter or the preconditioner differs (names the first difference); with
+      it, nothing fits.
   """
+  here, there = _flat(start.shapes(method, config).params), _flat(source.params)
+  if config.init_only:
+    reasons = {path: _reason(path, there, here, config.init_only) for path in sorted(here.keys() | there.keys())}
+    if all(reasons.values()):
+      expected = f"no parameter matches and fits; {config.init_from} has {', '.join(sorted(there)[:3])}, ..."
+      raise config_lib.wrong("init_only", config.init_only, expected)
+    return Fit({path: there[path] for path, reason in reasons.items() if not reason}, reasons)
   if source.preconditioner is not None and source.preconditioner != method.preconditioner:
     expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
     raise config_lib.wrong("edm.preconditioner", config.edm.preconditioner, expected)
-  target = jax.eval_shape(lambda: start.create_state(method, config)).params
-  roles = [role for role in source.params if role in target]
+  roles = {path.split("/")[0] for path in there} & {path.split("/")[0] for path in here}
   if not roles:
-    raise config_lib.wrong("init_from", config.init_from, f"holds {', '.join(source.params)}, not {', '.join(target)}")
-  for role in roles:
-    have, want = _shapes(source.params[role]), _shapes(target[role])
-    for name in sorted(have.keys() | want.keys()):
-      if have.get(name) != want.get(name):
-        there, here = (f"shape {list(s[name])}" if name in s else "no such parameter" for s in (have, want))
-        raise config_lib.wrong("init_from", config.init_from, f"{name}: {there} there, {here} here")
-  return {role: source.params[role] for role in roles}
+    raise config_lib.wrong("init_from", config.init_from, f"has the networks {', '.join(source.params)}")
+  taken = {path: value for path, value in there.items() if path.split("/")[0] in roles}
+  for path in sorted(taken.keys() | {path for path in here if path.split("/")[0] in roles}):
+    reason = _reason(path, taken, here, ("*",))
+    if reason:
+      raise config_lib.wrong("init_from", config.init_from, f"{path}: {reason}")
+  return Fit(taken, {path: "" if path in taken else "the network is not there" for path in here})
 
 
-def take(state: TrainState, params: dict[str, Params]) -> TrainState:
-  """The first state of a run with these parameters, in their averages too."""
-  copy = lambda: jax.tree.map(np.copy, params)
-  return dataclasses.replace(state, params={**state.params, **copy()}, ema={**state.ema, **copy()})
+def _reason(path: str, there: dict, here: dict, patterns: tuple[str, ...]) -> str:
+  """Why a parameter is not taken; "" if it is."""
+  if path not in here or path not in there:
+    return "not in this network" if path in there else "not in that network"
+  if not any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+    return "matches no pattern"
+  if here[path].shape != there[path].shape:
+    return f"shape {list(there[path].shape)} there, {list(here[path].shape)} here"
+  return ""
 
 
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-  return {"/".join(names): leaf.shape for names, leaf in traverse_util.flatten_dict(params).items()}
+def take(state: TrainState, fitting: Fit) -> TrainState:
+  """The first state of a run with what was taken put in, in its averages too; it lies where the state does."""
+
+  def put(path, mine):
+    value = fitting.taken.get(path)
+    return mine if value is None else jax.make_array_from_callback(mine.shape, mine.sharding, lambda i: value[i])
+
+  def put_all(params):
+    return traverse_util.unflatten_dict({path: put(path, x) for path, x in _flat(params).items()}, sep="/")
+
+  return state.replace(params=put_all(state.params), ema=put_all(state.ema))
+
+
+def report(fitting: Fit, config, workdir):
+  """Writes workdir/init_from.json, and says in a line what was taken."""
+  taken = [path for path, reason in fitting.reasons.items() if not reason]
+  left = {path: reason for path, reason in fitting.reasons.items() if reason}
+  record = {"init_from": config.init_from, "init_only": list(config.init_only), "taken": taken, "not_taken": left}
+  (epath.Path(workdir) / "init_from.json").write_text(json.dumps(record, indent=1) + "\n")
+  counts = ", ".join(f"{sum(r == reason for r in left.values())} {reason}" for reason in sorted(set(left.values()))[:4])
+  counts = f" ({counts})" if counts else ""
+  logging.warning("%d parameters are taken from %s, %d are not%s", len(taken), config.init_from, len(left), counts)
+
+
+def _flat(params: dict[str, Params]) -> dict:
+  return traverse_util.flatten_dict(params, sep="/")

@@ -1,10 +1,15 @@
-"""What a run writes: metrics.jsonl, throughput.jsonl, TensorBoard where it is installed, a progress bar."""
+"""What a run writes: metrics, throughput and scores as .jsonl, TensorBoard where it is installed, a progress bar."""
 
 import importlib.util
 import json
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from etils import epath
 from tqdm.auto import tqdm
+
+T = TypeVar("T")
 
 
 class JsonLines:
@@ -34,16 +39,17 @@ class JsonLines:
 class Writer:
   """Writes a run's metrics; on hosts other than the first it does nothing.
 
-  metrics.jsonl holds only what is a function of config and data, so two runs can be compared byte by byte; times are
-  in throughput.jsonl.
+  metrics.jsonl and scores.jsonl hold only what is a function of config and data, so two runs can be compared byte by
+  byte; times are in throughput.jsonl.
   """
 
   def __init__(self, workdir, step: int, num_steps: int, batch_size: int, first_host: bool = True):
     self._batch_size, self._first_host, self._board = batch_size, first_host, None
+    self._clock, self._logged_step, self._waited = time.perf_counter(), step, 0.0
     if not first_host:
       return
-    self._metrics = JsonLines(epath.Path(workdir) / "metrics.jsonl", step)
-    self._throughput = JsonLines(epath.Path(workdir) / "throughput.jsonl", step)
+    names = ("metrics", "throughput", "scores")
+    self._metrics, self._throughput, self._scores = (JsonLines(epath.Path(workdir) / f"{n}.jsonl", step) for n in names)
     self._bar = tqdm(
       total=num_steps * batch_size, initial=step * batch_size, unit="img", unit_scale=True, desc="train", mininterval=1
     )
@@ -59,18 +65,40 @@ class Writer:
     if self._first_host:
       self._bar.update(steps * self._batch_size)
 
-  def log(self, step: int, metrics: dict, seconds: float, steps: int):
-    """Writes the metrics of the last `steps` steps, which took `seconds`."""
+  def timed(self, wait: Callable[[], T]) -> T:
+    """wait(); the time it takes counts as waiting for data."""
+    begin = time.perf_counter()
+    out = wait()
+    self._waited += time.perf_counter() - begin
+    return out
+
+  def log(self, step: int, metrics: dict):
+    """Writes the metrics of the steps since the last line, and how long they took."""
+    now = time.perf_counter()
+    seconds, steps = now - self._clock, step - self._logged_step
+    share, self._waited = self._waited / seconds, 0.0
+    self._clock, self._logged_step = now, step
     if not self._first_host:
       return
     rate = steps * self._batch_size / seconds
     self._metrics.write({"step": step, **metrics})
-    self._throughput.write({"step": step, "images_per_second": rate, "step_seconds": seconds / steps})
+    throughput = {"images_per_second": rate, "step_seconds": seconds / steps, "data_wait_share": round(share, 4)}
+    self._throughput.write({"step": step, **throughput})
     loss = metrics["loss"]
     self._bar.set_postfix_str("all updates skipped" if loss is None else f"loss {loss:.4g}")
     if self._board:
       known = {name: value for name, value in metrics.items() if value is not None}
-      self._board.write_scalars(step, {**known, "images_per_second": rate})
+      self._board.write_scalars(step, {**known, **throughput})
+
+  def score(self, step: int, value: float):
+    """Writes the Fréchet distance of a step."""
+    if self._first_host:
+      self._scores.write({"step": step, "frechet": value})
+      if self._board:
+        self._board.write_scalars(step, {"frechet": value})
+
+  def flush(self):
+    """Sees to it that everything written so far is in the files."""
 
   def close(self):
     if self._first_host:

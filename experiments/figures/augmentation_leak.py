@@ -34,7 +34,7 @@ def main():
   rows = [row("held-out digits", test["image"], test["label"], train["image"])]
   for workdir in _WORKDIRS.value:
     config = checkpoint.read_config(workdir)
-    method, variables, _ = checkpoint.load_for_inference(workdir, config=config)
+    method, variables = checkpoint.load_for_inference(workdir, config=config)
     seeds = np.arange(NUM_IMAGES)
     images = np.clip(sampling.generate(config, method, variables, seeds), -1, 1)
     rows.append(row(epath.Path(workdir).name, images, sampling.default_labels(config, seeds), train["image"]))

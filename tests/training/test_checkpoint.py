@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging as absl_logging
-from training import tiny
+from training import tiny, toy
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.training import checkpoint, state, writers
+from diffusion_jax.methods import base
+from diffusion_jax.training import checkpoint, loop, parallel, state, writers
 
 
 def state_at(step):
@@ -22,15 +24,19 @@ def state_at(step):
 
 
 def template():
-  shapes = jax.eval_shape(lambda: state_at(0))
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+  return parallel.template(parallel.from_config("pmap"), jax.eval_shape(lambda: state_at(0)))
 
 
-def save(workdir, *steps, keep=None):
-  checkpoints = checkpoint.Checkpoints(workdir, keep)
+def opened(workdir, **train):
+  config = tiny.get_config()
+  config.train.update({"keep_checkpoints": 100, **train})
+  return checkpoint.Checkpoints(workdir, config)
+
+
+def save(workdir, *steps, scores=None, **train):
+  checkpoints = opened(workdir, **train)
   for step in steps:
-    checkpoints.save(state_at(step))
+    checkpoints.save(state_at(step), step, (scores or {}).get(step))
   checkpoints.close()
 
 
@@ -56,23 +62,39 @@ def warnings(monkeypatch):
 
 def test_a_state_comes_back_bit_for_bit(tmp_path, warnings):
   save(tmp_path, 3, 7)
-  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints = opened(tmp_path)
   assert checkpoints.latest_step() == 7
   assert_same(checkpoints.restore(template()), state_at(7))
-  assert_same(checkpoints.restore(template(), 3), state_at(3))
   assert not warnings
 
 
 def test_only_the_newest_are_kept(tmp_path):
-  save(tmp_path, 1, 2, 3, 4, keep=2)
+  save(tmp_path, 1, 2, 3, 4, keep_checkpoints=2)
   assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_those_of_an_interval_and_the_best_are_kept_too(tmp_path):
+  """Over a restart, which must know the scores from before; of equal scores the first counts."""
+  kept = dict(keep_checkpoints=1, keep_every=4, keep_best=2, score_every=1)
+  scores = {2: 1.0, 3: 5.0, 5: 3.0, 6: 3.0, 9: 7.0}
+  save(tmp_path, 1, 2, 3, 4, scores=scores, **kept)
+  assert checkpoint.steps_of(tmp_path / "checkpoints") == [2, 3, 4]
+  save(tmp_path, 5, 6, 7, 8, 9, scores=scores, **kept)
+  assert checkpoint.steps_of(tmp_path / "checkpoints") == [2, 4, 5, 8, 9]
+  assert checkpoint.best(tmp_path) == 2 and checkpoint.newest(tmp_path) == 9
+
+
+def test_a_run_without_scores_has_no_best(tmp_path):
+  save(tmp_path, 1)
+  with pytest.raises(checkpoint.WorkdirError, match="no checkpoint here has a score"):
+    checkpoint.best(tmp_path)
 
 
 def test_the_damaged_are_passed_over_one_warning_each(tmp_path, warnings):
   save(tmp_path, 1, 2, 3)
   damage(tmp_path, 2)
   damage(tmp_path, 3)
-  assert_same(checkpoint.Checkpoints(tmp_path).restore(template()), state_at(1))
+  assert_same(opened(tmp_path).restore(template()), state_at(1))
   assert [str(tmp_path / f"checkpoints/{n}") in said for n, said in zip((3, 2), warnings)] == [True, True]
   assert len(warnings) == 2
 
@@ -81,12 +103,12 @@ def test_a_damaged_checkpoint_is_replaced_when_the_run_comes_by_again(tmp_path, 
   """Else a run resumed from before it would end without its last checkpoint."""
   save(tmp_path, 1, 2)
   damage(tmp_path, 2)
-  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints = opened(tmp_path)
   checkpoints.restore(template())
-  checkpoints.save(state_at(2))
+  checkpoints.save(state_at(2), 2)
   checkpoints.close()
   assert len(warnings) == 1
-  assert_same(checkpoint.Checkpoints(tmp_path).restore(template()), state_at(2))
+  assert_same(opened(tmp_path).restore(template()), state_at(2))
   assert len(warnings) == 1
 
 
@@ -94,28 +116,99 @@ def test_a_checkpoint_before_a_damaged_newest_is_saved_too(tmp_path, warnings):
   """A run resumed from step 1 with a damaged 4 must not wait for step 5 to save again."""
   save(tmp_path, 1, 4)
   damage(tmp_path, 4)
-  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints = opened(tmp_path)
   checkpoints.restore(template())
-  checkpoints.save(state_at(2))
+  checkpoints.save(state_at(2), 2)
   checkpoints.close()
-  assert_same(checkpoint.Checkpoints(tmp_path).restore(template()), state_at(2))
+  assert_same(opened(tmp_path).restore(template()), state_at(2))
 
 
 def test_no_checkpoint_that_can_be_read_is_an_error(tmp_path, warnings):
   save(tmp_path, 1)
   damage(tmp_path, 1)
   with pytest.raises(checkpoint.WorkdirError, match="no checkpoint that can be read"):
-    checkpoint.Checkpoints(tmp_path).restore(template())
+    opened(tmp_path).restore(template())
 
 
-def test_the_step_asked_for_is_the_one_given(tmp_path, warnings):
-  """A step that is not there, or is damaged, is an error: no other is put in its place."""
+PARTS = ("state/d/*", "state/manifest.ocdbt", "state/_METADATA", "meta/metadata", "digests.json")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+def test_whatever_file_is_altered_the_checkpoint_is_passed_over(tmp_path, warnings, part, how):
+  """One bit, the last byte, or all of it: one warning that names the checkpoint, and nearly always the file."""
   save(tmp_path, 1, 2)
-  with pytest.raises(checkpoint.WorkdirError, match=r"no checkpoint of step 5, only \[1, 2\]"):
-    checkpoint.Checkpoints(tmp_path).restore(template(), 5)
-  damage(tmp_path, 2)
-  with pytest.raises(checkpoint.WorkdirError):
-    checkpoint.Checkpoints(tmp_path).restore(template(), 2)
+  path = sorted((tmp_path / "checkpoints" / "2").glob(part))[0]
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  if how == "remove":
+    path.unlink()
+  else:
+    path.write_bytes(data if how == "flip" else data[:-1])
+  if part == "digests.json" and how == "remove":  # by another program: what can be read is believed
+    assert_same(opened(tmp_path).restore(template()), state_at(2))
+    return
+  assert_same(opened(tmp_path).restore(template()), state_at(1))
+  assert len(warnings) == 1 and str(tmp_path / "checkpoints/2") in warnings[0]
+  assert part == "digests.json" or str(path.relative_to(tmp_path / "checkpoints/2")) in warnings[0]
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path, monkeypatch):
+  """It is not damaged, and must not be passed over for an older one."""
+  save(tmp_path, 1)
+  monkeypatch.setattr(checkpoint, "FORMAT", 99)
+  save(tmp_path, 2)
+  monkeypatch.undo()
+  with pytest.raises(checkpoint.WorkdirError, match="checkpoints/2 is of format 99, by diffusion-jax .*too old"):
+    opened(tmp_path).restore(template())
+
+
+def test_what_cannot_be_written_is_one_line_with_the_last_good_step(tmp_path, monkeypatch):
+  """Whatever the writer raises, at once or in the background."""
+  save(tmp_path, 3)
+  checkpoints = opened(tmp_path)
+  full = lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+  monkeypatch.setattr(checkpoints._manager, "save", full)
+  with pytest.raises(checkpoint.SaveError, match="/4 cannot be written; the last good .*checkpoints/3: .*No space"):
+    checkpoints.save(state_at(4), 4)
+
+
+# --- inference --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_run(tmp_path, monkeypatch):
+  """A workdir with the toy network's checkpoints of steps 4 and 8."""
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+  config = tiny.get_config()
+  config.train.num_steps = 8
+  loop.train(config, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def test_one_line_gives_a_method_and_its_averages(toy_run, tmp_path, warnings):
+  """From a workdir, a step of it, or the folder of a checkpoint that was copied elsewhere."""
+  method, newest = checkpoint.load_for_inference(toy_run)
+  assert {leaf.devices() == {jax.local_devices()[0]} for leaf in jax.tree.leaves(newest)} == {True}
+  shutil.copytree(toy_run / "checkpoints" / "8", tmp_path / "elsewhere")
+  assert_same(checkpoint.load_for_inference(tmp_path / "elsewhere")[1], newest)
+  assert_same(checkpoint.load_for_inference(toy_run, 8)[1], newest)
+  _, older = checkpoint.load_for_inference(toy_run, 4)
+  assert any(np.any(np.asarray(a) != b) for a, b in zip(jax.tree.leaves(older), jax.tree.leaves(newest)))
+  x = jnp.zeros((2, 8, 8, 1))
+  assert method.denoise(newest, x, jnp.ones(2), None).clean.shape == x.shape
+  damage(toy_run, 8)
+  assert_same(checkpoint.load_for_inference(toy_run)[1], older)
+  assert len(warnings) == 1
+
+
+def test_the_step_asked_for_is_the_one_given(toy_run, warnings):
+  """A step that is not there, or is damaged, is an error: no other is put in its place."""
+  with pytest.raises(checkpoint.WorkdirError, match=r"no checkpoint of step 5, only \[4, 8\]"):
+    checkpoint.load_for_inference(toy_run, 5)
+  damage(toy_run, 8)
+  with pytest.raises(checkpoint.WorkdirError, match="no checkpoint that can be read"):
+    checkpoint.load_for_inference(toy_run, 8)
 
 
 # --- the config on disk -----------------------------------------------------------------------------------------------

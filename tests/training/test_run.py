@@ -17,7 +17,7 @@ from training import tiny, toy
 
 from diffusion_jax import methods
 from diffusion_jax.methods import base
-from diffusion_jax.training import checkpoint, start
+from diffusion_jax.training import checkpoint, parallel, start
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24  # tiny.get_config().train.num_steps
@@ -126,11 +126,12 @@ def state_of(runs):
   config = tiny.get_config()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
-    template = start.template(methods.from_config(config), config)
+    template = parallel.template(parallel.from_config("pmap"), start.shapes(methods.from_config(config), config))
 
   def read(name):
-    checkpoints = checkpoint.Checkpoints(runs.folder / name)
-    state = checkpoints.restore(template, STEPS)
+    checkpoints = checkpoint.Checkpoints(runs.folder / name, config)
+    assert checkpoints.latest_step() == STEPS
+    state = checkpoints.restore(template)
     checkpoints.close()
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -151,8 +152,9 @@ def test_a_checkpoint_of_eight_devices_opens_on_one(runs):
   """With the averages that one device comes to, up to rounding."""
   variables = []
   for name in ("unet1", "unet8"):
-    _, values, step = checkpoint.load_for_inference(runs.folder / name)
-    assert step == 20 and {leaf.device for leaf in jax.tree.leaves(values)} == {jax.local_devices()[0]}
+    _, values = checkpoint.load_for_inference(runs.folder / name)
+    assert checkpoint.newest(runs.folder / name) == 20
+    assert {leaf.device for leaf in jax.tree.leaves(values)} == {jax.local_devices()[0]}
     variables.append(values)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *variables)
 

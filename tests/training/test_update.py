@@ -171,7 +171,7 @@ def test_a_scaled_loss_gives_the_same_loss_metrics_and_gradients():
 def test_one_bad_device_skips_the_update_on_all():
   """The loss of one of eight devices is NaN: every copy of the state stays equal and unchanged."""
   config = config_of()
-  now = parallel.replicate(toy_state(config, {"w": np.ones(3, np.float32)}))
+  now = parallel.from_config("pmap").everywhere(toy_state(config, {"w": np.ones(3, np.float32)}))
   run = lambda now, loss: update.apply_gradients(config, now, "net", loss, {"w": jnp.ones(3)}, "i")[0]
   after = jax.pmap(run, axis_name="i")(now, jnp.ones(8).at[5].set(jnp.nan))
   np.testing.assert_array_equal(after.skipped, np.ones(8))
@@ -181,7 +181,7 @@ def test_one_bad_device_skips_the_update_on_all():
 def test_gradients_are_averaged_over_devices():
   """Loss and gradient norm are those of the mean over the axis, on every device."""
   config = config_of()
-  now = parallel.replicate(toy_state(config, {"w": np.ones(3, np.float32)}))
+  now = parallel.from_config("pmap").everywhere(toy_state(config, {"w": np.ones(3, np.float32)}))
   run = lambda now, loss, g: update.apply_gradients(config, now, "net", loss, {"w": g}, "i")
   grads = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
   _, metrics = jax.pmap(run, axis_name="i")(now, jnp.arange(8.0), grads)
@@ -233,26 +233,38 @@ def run_of():
   """(**fields of config.train) -> (state after four updates of random batches, text of the compiled function)."""
 
   @functools.cache
-  def run(updates_per_call=1, accumulation=1):
+  def run(updates_per_call=1, accumulation=1, layout="pmap", on_device=False):
     config = config_of(**{"train.batch_size": 16, "train.accumulation": accumulation})
-    method = methods.from_config(config, parallel.AXIS)
-    now = parallel.replicate(start.create_state(method, config))
-    key, data = start.train_key(config), batches(config, 4)
-    data = [parallel.shard(data[i : i + updates_per_call]) for i in range(0, 4, updates_per_call)]
-    step = parallel.pmap_update(update.windowed(method.update, 4), updates_per_call)
-    compiled = step.lower(now, data[0], key).compile({"xla_backend_optimization_level": 0})
+    layout = parallel.from_config(layout)
+    method = methods.from_config(config, layout.axis_name)
+    shardings = layout.shardings(start.shapes(method, config))
+    now = layout.lay(jax.jit(lambda: start.create_state(method, config), out_shardings=shardings)())
+    key, data, store = start.train_key(config), batches(config, 4), None
+    if on_device:  # the examples of all batches after another, in reverse
+      store = {name: np.concatenate([b[name] for b in data])[::-1] for name in ("image", "label")}
+      data = [{"index": 63 - 16 * i - b["index"], "slot": b["slot"]} for i, b in enumerate(data)]
+      store = layout.everywhere(store)
+    data = [layout.split(data[i : i + updates_per_call]) for i in range(0, 4, updates_per_call)]
+    call = layout.compile(update.windowed(method.update, 4), updates_per_call)
+    compiled = call.lower(now, data[0], key, store).compile({"xla_backend_optimization_level": 0})
     for batch in data:
-      now = compiled(now, batch, key)
-    return parallel.unreplicate(now), compiled.as_text()
+      now, skipped = compiled(now, batch, key, store)
+    assert parallel.first(skipped) == 0
+    return layout.whole(layout.lay(layout.gather(now))), compiled.as_text()
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
     yield run
 
 
-@pytest.mark.parametrize("loop", [{"updates_per_call": 4}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize("loop", [
+  {"updates_per_call": 4}, {"accumulation": 2}, {"layout": "jit"}, {"layout": "fsdp"}, {"on_device": True},
+  {"layout": "fsdp", "updates_per_call": 2, "accumulation": 2, "on_device": True},
+], ids=str)  # fmt: skip
 def test_loops_of_updates_give_what_single_ones_give(run_of, loop):
-  """Four updates in a call are four calls; two micro-batches are one batch: losses, parameters, averages, moments."""
+  """Four updates in a call are four calls, two micro-batches are one batch, and all layouts are one: losses,
+  parameters, averages, moments. So it is with the data on the devices.
+  """
   single, looped = run_of()[0], run_of(**loop)[0]
   assert int(single.step) == int(looped.step) == 4
   assert single.window["loss"] > 0 and single.window["updates"] == 4

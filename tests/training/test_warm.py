@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from training import tiny, toy
@@ -30,8 +31,8 @@ def published_config():
 
 
 def zeros(config):
-  template = start.template(methods.from_config(config), config)
-  return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), template)
+  shapes = start.shapes(methods.from_config(config), config)
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def fitted(config, workdir):
@@ -51,8 +52,8 @@ def test_a_published_pickle_gives_its_parameters_to_both_copies():
 
 
 @pytest.mark.parametrize("change, pattern", [
-  (lambda c: c.network.update(channels=8), r"config.init_from = .*edm_tiny.pkl.: .*: shape .* there, shape "),
-  (lambda c: c.data.update(augment=0.0), r"config.init_from = .*: map_augment/kernel: shape .* there, no such"),
+  (lambda c: c.network.update(channels=8), r"config.init_from = .*edm_tiny.pkl.: net/.*: shape .* there, .* here"),
+  (lambda c: c.data.update(augment=0.0), r"config.init_from = .*: net/map_augment/kernel: not in this network"),
   (lambda c: c.edm.update(preconditioner="vp"), r"config.edm.preconditioner = 'vp': init_from was trained with EDMP"),
   (lambda c: c.edm.update(sigma_data=0.4), r"config.edm.preconditioner = 'edm': .*sigma_data=0.5.*sigma_data=0.4"),
   (lambda c: setattr(c, "init_from", "nothing.pkl"), r"config.init_from = 'nothing.pkl': "),
