@@ -156,7 +156,7 @@ def folder_of(workdir) -> epath.Path:
 
 def steps_of(folder: epath.Path) -> list[int]:
   """The steps of the complete checkpoints in a folder, in order."""
-  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
 def altered(folder: epath.Path) -> str:

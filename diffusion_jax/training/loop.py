@@ -44,7 +44,8 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
   run = prepare(config, workdir)
   config, method, layout, source = run.config, run.method, run.layout, run.source
   checkpoint_lib.write_config(workdir, config)
-  checkpoints = checkpoint_lib.Checkpoints(workdir, config)
+  with checkpoint_lib.writing(workdir):
+    checkpoints = checkpoint_lib.Checkpoints(workdir, config)
   if checkpoints.latest_step() is None:
     fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
     create = lambda: start.create_state(method, config)

@@ -3,77 +3,17 @@
 import json
 import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from training import tiny, toy
+from training.programs import STEPS, Runs
 
 from diffusion_jax import methods
 from diffusion_jax.methods import base
 from diffusion_jax.training import checkpoint, parallel, start
-
-ROOT = Path(__file__).parents[2]
-STEPS = 24  # tiny.get_config().train.num_steps
-
-
-class Runs:
-  """Starts training processes; those of one device count share a compilation cache."""
-
-  def __init__(self, folder):
-    self.folder = folder
-
-  def start(self, name, devices=1, *overrides, config="toy"):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": flags,
-      "PYTHONPATH": str(ROOT),
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    config = ROOT / "tests" / "training" / f"{config}.py"
-    argv = [sys.executable, ROOT / "experiments" / "train.py", f"--config={config}", f"--workdir={self.folder / name}"]
-    with (self.folder / f"{name}.err").open("w") as err:
-      return subprocess.Popen([*argv, *overrides], env=env, stdout=err, stderr=err)
-
-  def finish(self, name, process):
-    """Waits; returns what was printed, after asserting exit code 0."""
-    code = process.wait(timeout=300)
-    text = (self.folder / f"{name}.err").read_text()
-    assert code == 0, f"{name} exited {code}:\n{text[-3000:]}"
-    return text
-
-  def wait_for_step(self, name, process, step):
-    """Returns as soon as the run has logged `step`."""
-    path, deadline = self.folder / name / "metrics.jsonl", time.monotonic() + 300
-    while not path.exists() or path.read_bytes().count(b"\n") < step:
-      assert process.poll() is None and time.monotonic() < deadline, (self.folder / f"{name}.err").read_text()[-3000:]
-      time.sleep(0.002)
-
-  def metrics(self, name):
-    return [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
-
-  def copy(self, name, to):
-    shutil.copytree(self.folder / name, self.folder / to)
-
-  def steps(self, name):
-    """Steps of the complete checkpoints."""
-    return sorted(int(path.name) for path in (self.folder / name / "checkpoints").iterdir() if path.name.isdigit())
-
-  def damage(self, name, step):
-    """Truncates every file of a checkpoint that holds arrays, as a full disk would."""
-    files = [p for p in (self.folder / name / "checkpoints" / str(step)).rglob("*") if p.is_file() and "d" in p.parts]
-    assert files
-    for path in files:
-      os.truncate(path, path.stat().st_size // 2)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +22,14 @@ def runs(tmp_path_factory):
 
   unet1, unet8: the U-Net on one and on eight devices. The others have toy.py's network:
   one: 24 steps on one device, uninterrupted.
-  killed: SIGKILL at a random step, resumed. stopped: SIGTERM at a random step. continued: stopped, resumed.
+  killed: SIGKILL at a random step, resumed. written: SIGKILL in the middle of a checkpoint's writing, resumed.
+  twice: SIGKILL at a random moment, and again after the resumption.
+  stopped: SIGTERM at a random step. continued: stopped, resumed.
   damaged: stopped, its newest checkpoint damaged and the last line of its metrics cut, resumed.
   """
   seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
-  steps = random.Random(seed).sample(range(9, 18), 2)  # step 8's save waits until step 4's is complete
+  rng = random.Random(seed)
+  steps = rng.sample(range(9, 18), 2)  # step 8's save waits until step 4's is complete
   print(f"KILL_SEED={seed}: SIGKILL at step {steps[0]}, SIGTERM at step {steps[1]}")
   runs = Runs(tmp_path_factory.mktemp("runs"))
   runs.seed, runs.said = seed, {}
@@ -97,17 +40,27 @@ def runs(tmp_path_factory):
 
   one, killed = runs.start("one"), runs.start("killed")
   runs.wait_for_step("killed", killed, steps[0])
-  killed.kill()
-  assert killed.wait() == -signal.SIGKILL
+  runs.kill(killed)
   runs.finish("one", one)
   runs.steps_at_kill = runs.steps("killed")
-  killed, stopped = runs.start("killed"), runs.start("stopped")
+  killed, written = runs.start("killed"), runs.start("written")
+  runs.wait_for_write("written", written, after=rng.choice((4, 8, 12)))
+  runs.kill(written)
+  runs.said["killed"] = runs.finish("killed", killed)
+  written, twice = runs.start("written"), runs.start("twice")
+  for _ in range(2):
+    time.sleep(rng.uniform(1, 6))
+    if twice.poll() is None:  # else it had ended by then
+      runs.kill(twice)
+    twice = runs.start("twice")
+  runs.finish("written", written)
+  stopped = runs.start("stopped")
   runs.wait_for_step("stopped", stopped, steps[1])
   stopped.terminate()
   runs.said["stopped"] = runs.finish("stopped", stopped)
+  runs.finish("twice", twice)
   runs.stop_step = runs.metrics("stopped")[-1]["step"]
   runs.steps_at_stop = runs.steps("stopped")
-  runs.said["killed"] = runs.finish("killed", killed)
 
   runs.copy("stopped", "continued")
   runs.copy("stopped", "damaged")
@@ -159,7 +112,7 @@ def test_a_checkpoint_of_eight_devices_opens_on_one(runs):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *variables)
 
 
-@pytest.mark.parametrize("name", ["killed", "continued", "damaged"])
+@pytest.mark.parametrize("name", ["killed", "written", "twice", "continued", "damaged"])
 def test_interrupted_runs_end_bit_for_bit_as_the_uninterrupted(runs, state_of, name):
   """Parameters, averages, optimizer, counters and metrics.jsonl are those of the run that nothing interrupted."""
   wanted, got = state_of("one"), state_of(name)

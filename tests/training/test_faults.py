@@ -1,0 +1,159 @@
+"""Runs that diverge, cannot write, or hang: what they say, and what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training import tiny, toy
+
+from diffusion_jax.data import batching, sources
+from diffusion_jax.methods import base
+from diffusion_jax.training import checkpoint, faults, loop, start
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(monkeypatch):
+  """tiny.py's run with the toy network."""
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+  return tiny.get_config()
+
+
+def test_a_repro_file_says_what_the_skipped_updates_were_made_of(config, tmp_path, monkeypatch):
+  """Examples and noise levels of each update since the last good one, by the formulas that the update goes by."""
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy(poison=float("nan")))
+  config.seed = 5
+  config.train.update(max_skipped=6, num_steps=20, log_every=4)
+  with pytest.raises(faults.Diverged, match=r"the last 6 updates before step 6 \(seed 5\).*max_skipped = 6; .*repro_0"):
+    loop.train(config, tmp_path)
+  (path,) = tmp_path.glob("repro_*.json")
+  record = json.loads(path.read_text())
+  assert path.name == "repro_00000006.json" and record["seed"] == 5
+  assert record["config"]["edm.p_mean"] == -1.2 and record["checkpoint"] in (4, None)
+  assert [update["step"] for update in record["updates"]] == list(range(6))
+  key = start.train_key(config)
+  for update in record["updates"]:
+    np.testing.assert_array_equal(update["examples"], batching.indices(5, update["step"], 8, 1500))
+    for slot, level in zip(range(8), update["times"]):
+      example = jax.random.fold_in(jax.random.fold_in(key, update["step"]), slot)
+      z = jax.random.normal(jax.random.fold_in(example, 0), (1,))[0]  # stream 0 is the noise level's
+      assert level == pytest.approx(float(jnp.exp(-1.2 + 1.2 * z)), rel=1e-5)
+
+
+def test_skipped_updates_that_are_not_in_a_row_stop_nothing(config, tmp_path, monkeypatch):
+  """Two of three updates fail: never three in a row."""
+  source, gather = sources.load("digits", "train"), sources.Arrays.gather
+  bad = np.concatenate([batching.indices(config.seed, k, 8, len(source)) for k in range(12) if k % 3])
+
+  def spoilt(self, indices):
+    batch = gather(self, indices)
+    image = batch["image"].copy()
+    image[np.isin(indices, bad)] = np.nan
+    return {**batch, "image": image}
+
+  monkeypatch.setattr(sources.Arrays, "gather", spoilt)
+  config.train.update(max_skipped=3, num_steps=12)
+  state = loop.train(config, tmp_path)
+  assert int(state.skipped) == 8 and int(state.skipped_in_row) == 2
+
+
+# Python ignores SIGXFSZ: a write past the limit is an error, as on a full disk.
+_LIMIT = """
+import resource, runpy, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def limited(workdir, *overrides, file_size=None):
+  """train.py with the toy network, in a process that can write files of at most `file_size` bytes."""
+
+  argv = ["experiments/train.py", "--config=tests/training/toy.py", f"--workdir={workdir}", *overrides]
+  limit = ["-c", _LIMIT, str(file_size)] if file_size else []
+  return subprocess.run([sys.executable, *limit, *argv], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
+  """One line and exit code 1; the checkpoints from before are whole, and with space the run goes on from them."""
+  first = limited(tmp_path / "run", "--config.train.num_steps=8")
+  assert first.returncode == 0, first.stderr
+  full = limited(tmp_path / "run", file_size=6000)
+  assert full.returncode == 1
+  (line,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+  assert f"{tmp_path}/run/checkpoints/12 cannot be written" in line
+  assert f"the last good checkpoint is {tmp_path}/run/checkpoints/8" in line
+  assert full.stderr.endswith(line + "\n")
+  again = limited(tmp_path / "run")
+  assert again.returncode == 0 and "resumed from step 8" in again.stderr, again.stderr
+  assert checkpoint.newest(tmp_path / "run") == 24
+
+
+@pytest.mark.parametrize("file, what", [("checkpoints", "checkpoints"), ("metrics.jsonl/x", "metrics.jsonl")])
+def test_a_workdir_that_cannot_be_written_is_one_line(config, tmp_path, file, what):
+  """A file stands where a folder must be, or a folder where a file must be."""
+  (tmp_path / file).parent.mkdir(exist_ok=True)
+  (tmp_path / file).write_text("in the way")
+  with pytest.raises(checkpoint.SaveError, match=f"cannot be written; there is no checkpoint before it: .*{what}"):
+    loop.train(config, tmp_path)
+
+
+WATCHED = """
+import sys, time
+from diffusion_jax.training import faults
+watchdog = faults.Watchdog({timeout})
+for i in range(10):
+  time.sleep({step})
+  watchdog.beat(f"step {{i}}")
+{end}
+time.sleep(3)
+"""
+
+
+@pytest.mark.parametrize("timeout, step, end, code", [
+  (1.0, 0.2, "", faults.HANG_CODE), (1.0, 0.2, "watchdog.close()", 0), (0.0, 0.01, "", 0),
+])  # fmt: skip
+def test_the_watchdog_ends_a_process_that_stands_still(timeout, step, end, code):
+  """Not while it is beaten, nor once it is closed; 0 watches nothing."""
+  program = WATCHED.format(timeout=timeout, step=step, end=end)
+  begin = time.monotonic()
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == code, done.stderr
+  if code:
+    assert "nothing ended in 1 seconds after step 9" in done.stderr and 'File "<string>", line 9' in done.stderr
+    assert time.monotonic() - begin > 3
+
+
+def test_a_trace_of_the_steps_asked_for(config, tmp_path):
+  loop.train(config, tmp_path, profile=range(3, 6))
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_dry_run_says_what_a_run_needs_and_writes_nothing(tmp_path):
+  """Its numbers are those of the network: parameters, and 16 bytes of state for each, split by fsdp."""
+  argv = [sys.executable, "experiments/train.py", "--config=tests/training/tiny.py", f"--workdir={tmp_path}/run"]
+  argv += ["--dry_run", "--config.train.batch_size=16", "--config.network.channels=32"]
+  argv += ["--config.train.parallel=fsdp", "--config.train.accumulation=2"]
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags})
+  assert done.returncode == 0, done.stderr
+  for part in (
+    "8 × cpu (cpu), 8 on each of 1 hosts", "fsdp over {'batch': 8}", "digits train: 1,500 images (8, 8, 1)",
+    "16 = 8 devices × 2, in 2 parts of 1", "memory  ", "MB a device",
+  ):  # fmt: skip
+    assert part in done.stdout, done.stdout
+  count = int(done.stdout.split("net: ")[1].split()[0].replace(",", ""))
+  one, two = f"{4 * count / 1e6:,.1f}", f"{8 * count / 1e6:,.1f}"
+  assert f"parameters {one}, averages {one}, optimizer {two}, split" in done.stdout
+  share = float(done.stdout.split("state ")[1].split()[0])
+  assert count > 100_000 and 16e-6 * count / 8 < share < 16e-6 * count / 4  # small arrays lie whole on each
+  assert not (tmp_path / "run").exists()
