@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
+from diffusion_jax import files, methods
 from diffusion_jax.data.sources import DataError
 from diffusion_jax.evaluation import bench, features, scoring
 from diffusion_jax.interop import edm_checkpoint
@@ -37,6 +37,10 @@ def run(main: Callable[[], None]):
       _end(error, 2)
     except Diverged as error:
       _end(error, 1)
+    except Exception as error:
+      if files.why_not(error) is None:
+        raise
+      _end(files.why_not(error), 2)
 
   app.run(guarded, flags_parser=_parse)
 

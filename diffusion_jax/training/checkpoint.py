@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
+from diffusion_jax import files, methods
 from diffusion_jax.training import start
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training.state import TrainState
@@ -25,7 +25,7 @@ class Checkpoints:
 
   def __init__(self, workdir, keep: int | None = None):
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).resolve() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep)
+      files.absolute(workdir) / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep)
     )
     self._damaged = []  # steps passed over by `restore`; they give way to the first `save` after it
 
@@ -101,17 +101,23 @@ def read_config(workdir) -> ConfigDict:
 
 def has_checkpoint(workdir) -> bool:
   """Whether a run has anything to go on from."""
-  folder = epath.Path(workdir) / "checkpoints"
-  return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+  return bool(_complete(workdir))
 
 
 def newest(workdir) -> int:
   """The step of the newest complete checkpoint; raises WorkdirError where there is none."""
-  folder = epath.Path(workdir) / "checkpoints"
-  steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+  steps = _complete(workdir)
   if not steps:
     raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
   return max(steps)
+
+
+def _complete(workdir) -> list[int]:
+  """The steps of all complete checkpoints. On a disk these are the folders that have their last name; in a bucket, where
+  a folder cannot be renamed, orbax puts a file into it at the end."""
+  folder = epath.Path(workdir) / "checkpoints"
+  found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+  return [int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path)]
 
 
 def fingerprint(workdir, step: int) -> str:

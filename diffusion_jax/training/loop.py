@@ -86,6 +86,7 @@ def train(config, workdir) -> state_lib.TrainState:
         _check_finite(parallel.unreplicate(state.skipped_in_row), step, config)
         clock, clock_step = now, step
       if step % config.train.checkpoint_every == 0 or step == num_steps or stop:
+        writer.flush()
         checkpoints.save(parallel.unreplicate(state))
       if step % config.train.sample_every == 0 or step == num_steps:
         save_grid(config, method, parallel.unreplicate(state), workdir, step)
