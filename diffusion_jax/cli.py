@@ -31,6 +31,7 @@ def run(main: Callable[[], None]):
   def guarded(argv):
     _arguments[:] = argv[1:]
     logging.set_verbosity(logging.WARNING)
+    logging.logging.getLogger("gcsfs").setLevel(logging.logging.CRITICAL)  # it prints the traceback of all it raises
     try:
       main()
     except (UsageError, config_lib.ConfigError, WorkdirError, DataError, StudyError) as error:

@@ -1,9 +1,8 @@
 """Files on disks and in buckets: every path may be a local one, or gs://BUCKET/NAME.
 
-Paths are etils' epath.Path throughout, which speaks to buckets through fsspec and gcsfs (pip install
-diffusion-jax[gcs]). A bucket is no disk in four ways that this module knows of: it has no appending (gcsfs would put the
-new line in place of the file), no random access that is worth its time, no absolute form of a path, and listings that
-others change.
+Paths are etils' epath.Path throughout, which speaks to buckets through fsspec and gcsfs (the extra `gcs`). A bucket is
+no disk in four ways: it has no appending (gcsfs would put the new line in place of the file), no random access worth
+its time, no paths from a working directory, and listings that others change.
 """
 
 import io
@@ -67,6 +66,7 @@ def why_not(error: Exception) -> str | None:
     missing = getattr(error.__cause__ or error, "name", None) or ""
     if missing == "gcsfs" or missing.startswith("google"):
       return f"gs:// needs the package {missing}: pip install 'diffusion-jax[gcs]'"
-  if type(error).__module__.partition(".")[0] in ("gcsfs", "google"):
+  theirs = type(error).__module__.partition(".")[0] in ("gcsfs", "google")
+  if theirs and not str(getattr(error, "code", None)).startswith("5"):  # 5xx: the service's own trouble
     return " ".join(f"Google Cloud Storage: {error}".split())
   return None

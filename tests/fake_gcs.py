@@ -1,11 +1,11 @@
-"""A small Google Cloud Storage, in memory, for tests: as much of the JSON API as TensorStore, gcsfs and Google's client use.
+"""A small Google Cloud Storage, in memory, for tests: what TensorStore, gcsfs and Google's client use of the JSON API.
 
-    with Server() as server:
-      server.start("bucket")           # and os.environ.update(server.environment)
+    with Server("bucket") as server:
+      os.environ.update(server.environment)
       server.objects["bucket"]         # {name: Stored}
 
-It keeps what matters of the real one: there are no folders, an object appears whole or not at all and cannot be appended
-to, a write may depend on a generation (ifGenerationMatch), and listings come in pages. It knows no permissions.
+It keeps what matters of the real one: there are no folders, an object appears whole or not at all and cannot be
+appended to, a write may depend on a generation (ifGenerationMatch), and listings come in pages. It knows no rights.
 """
 
 import base64
@@ -34,11 +34,18 @@ class Refused(Exception):
 
 
 class Server:
-  """The service and its buckets; `requests` holds (method, path, query) of all that was asked, in order."""
+  """The service and its buckets.
+
+  Attributes:
+    objects: {bucket: {name: Stored}}.
+    requests: (method, path, query) of all that was asked, in order.
+    refuse: a function (method, path and query) -> the HTTP status to refuse a request with, None to answer it.
+  """
 
   def __init__(self, *buckets: str):
     self.objects: dict[str, dict[str, Stored]] = {bucket: {} for bucket in buckets}
     self.requests: list[tuple[str, str, dict]] = []
+    self.refuse = lambda method, path: None
     self._lock, self._generations, self._uploads = threading.RLock(), itertools.count(1), {}
     server = self
 
@@ -201,6 +208,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     body = self._body()
     self.service.requests.append((self.command, urllib.parse.unquote(path), query))
     try:
+      # A multipart upload has its name in the body.
+      if status := self.service.refuse(self.command, urllib.parse.unquote(self.path) + body[:500].decode("latin-1")):
+        raise Refused(status, "refused by the test")
       # Names come percent-encoded, so the slashes that are left are the path's own.
       parts = [urllib.parse.unquote(part) for part in path.strip("/").split("/")]
       match (self.command, *parts):

@@ -113,8 +113,10 @@ def newest(workdir) -> int:
 
 
 def _complete(workdir) -> list[int]:
-  """The steps of all complete checkpoints. On a disk these are the folders that have their last name; in a bucket, where
-  a folder cannot be renamed, orbax puts a file into it at the end."""
+  """The steps of all complete checkpoints.
+
+  On a disk a folder gets its last name when it is complete; in a bucket, which has no renaming, orbax then adds a file.
+  """
   folder = epath.Path(workdir) / "checkpoints"
   found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
   return [int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path)]
