@@ -60,6 +60,13 @@ def open_for_seeking(path) -> BinaryIO:
   return copy
 
 
+def unreachable(error: Exception) -> bool:
+  """Whether an error is of the way to a bucket (rights, network, the service), and says nothing about what is there."""
+  status = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # TensorStore's
+  theirs = type(error).__module__.partition(".")[0] in ("gcsfs", "google", "aiohttp")
+  return theirs or str(error).startswith((*status, "Forbidden"))
+
+
 def why_not(error: Exception) -> str | None:
   """One line for a bucket that cannot be used, as by a missing package or missing rights; None for other errors."""
   if isinstance(error, ImportError):

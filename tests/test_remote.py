@@ -30,9 +30,11 @@ ROOT = Path(__file__).parents[1]
 STEPS = 12
 BUCKET = "gs://bucket"
 
-# toy.py's network in place of the U-Net, in the programs that follow.
+# toy.py's network in place of the U-Net, in the programs that follow; what all of them will import.
 SMALL = """
-import sys
+import contextlib, sys
+with contextlib.suppress(ImportError):
+  import gcsfs, google.cloud.storage
 sys.path.insert(0, "tests")
 from training import toy
 toy.get_config()
@@ -287,6 +289,21 @@ def test_a_damaged_checkpoint_in_a_bucket_is_passed_over(cloud):
   checkpoints.save(state_at(2))
   checkpoints.close()
   assert_same(checkpoint.Checkpoints(workdir).restore(template()), state_at(2))
+
+
+@pytest.mark.parametrize("what", ["/d/", "manifest.ocdbt", "_METADATA"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(answering, what, status):
+  """Else it would give way to the next one saved."""
+  workdir = epath.Path(BUCKET) / "forbidden"
+  if not workdir.exists():
+    save(workdir, 1, 2)
+  checkpoints = checkpoint.Checkpoints(workdir)
+  answering.refuse = lambda method, path: status if what in path else None
+  with pytest.raises(checkpoint.WorkdirError, match="checkpoints cannot be read now: "):
+    checkpoints.restore(template())
+  answering.refuse = lambda method, path: None
+  assert_same(checkpoints.restore(template()), state_at(2))
 
 
 def test_a_bucket_that_cannot_be_used_is_one_line(answering):
