@@ -50,7 +50,8 @@ def train(config, workdir) -> state_lib.TrainState:
   sampling.schedule_of(config.sampling, method)
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config)
-  checkpoint_lib.write_config(workdir, config)
+  if jax.process_index() == 0:  # two would take the temporary file from each other
+    checkpoint_lib.write_config(workdir, config)
   checkpoints = checkpoint_lib.Checkpoints(workdir, config.train.keep_checkpoints)
 
   if checkpoints.latest_step() is None:
