@@ -61,7 +61,7 @@ class Checkpoints:
         return self._manager.restore(candidate, args=ocp.args.StandardRestore(template))
       except Exception as error:  # whatever a damaged file raises inside the reader
         if files.unreachable(error):
-          raise WorkdirError(f"{self._manager.directory} cannot be read now: {error}") from None
+          raise WorkdirError(" ".join(f"{self._manager.directory} cannot be read now: {error}".split())) from None
         logging.warning("checkpoint %s is damaged and passed over: %s", self._manager.directory / str(candidate), error)
         self._damaged.append(candidate)
     raise WorkdirError(f"{self._manager.directory} holds no checkpoint that can be read")
