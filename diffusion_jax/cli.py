@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
+from diffusion_jax import files, methods
 from diffusion_jax.data.sources import DataError
 from diffusion_jax.evaluation import bench, features, scoring
 from diffusion_jax.interop import edm_checkpoint
@@ -35,12 +35,17 @@ def run(main: Callable[[], None]):
   def guarded(argv):
     _arguments[:] = argv[1:]
     logging.set_verbosity(logging.WARNING)
+    logging.logging.getLogger("gcsfs").setLevel(logging.logging.CRITICAL)  # it prints the traceback of all it raises
     try:
       main()
     except (UsageError, config_lib.ConfigError, WorkdirError, DataError, StudyError) as error:
       _end(error, 2)
     except (Diverged, SaveError) as error:
       _end(error, 1)
+    except Exception as error:
+      if files.why_not(error) is None:
+        raise
+      _end(files.why_not(error), 2)
 
   app.run(guarded, flags_parser=_parse)
 

@@ -19,7 +19,7 @@ from absl import flags
 from etils import epath
 from papers import PAPERS, Entry, Given, Table
 
-from diffusion_jax import cli
+from diffusion_jax import cli, files
 from diffusion_jax.evaluation import report
 
 _LIST = flags.DEFINE_bool("list", False, "List the tables and figures, of one paper if it is named.")
@@ -68,7 +68,7 @@ def make(paper: str, entry: Entry):
   """Runs an entry's commands, and prints its numbers beside the paper's."""
   out = epath.Path(_OUT.value) / paper
   folders = (out, _RUNS.value, _CHECKPOINTS.value, _REFERENCES.value, _INCEPTION.value, _DATA.value)
-  given = Given(*(os.path.abspath(path) if path else "" for path in folders))  # commands run from ROOT
+  given = Given(*(str(files.absolute(path)) if path else "" for path in folders))  # commands run from ROOT
   print(f"{paper} {entry.name}: {entry.about}\n")
   if entry.published is not None:
     print(f"The paper:\n\n{published(entry.published)}\n")

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from etils import epath
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import files
 
 DIGITS_TEST = 297  # of 1,797 digits
 PHOTO_COLUMNS = {"train": (0, 480), "test": (480, 640)}  # the columns of each photograph that a split may see
@@ -126,7 +126,7 @@ class Zip:
   def __init__(self, split: str, path):
     self.name, self.split, self.path = "zip", split, os.fspath(path)
     try:
-      self._zip = zipfile.ZipFile(epath.Path(path).open("rb"))
+      self._zip = zipfile.ZipFile(files.open_for_seeking(path))
     except (OSError, zipfile.BadZipFile) as error:
       raise ValueError(f"{self.path} cannot be read as a zip: {error}") from None
     self._lock = threading.Lock()

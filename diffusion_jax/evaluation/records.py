@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import files
 
 PACKAGES = ("diffusion-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn")
 # Fields that say how a value came about without determining it.
@@ -90,8 +91,7 @@ class Records:
     self.remember(records)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     cut = self.path.exists() and not (b"\n" + self.path.read_bytes()).endswith(b"\n")
-    with self.path.open("a") as file:
-      file.write("\n" * cut + "".join(json.dumps(record) + "\n" for record in records))
+    files.append(self.path, "\n" * cut + "".join(json.dumps(record) + "\n" for record in records))
 
 
 def over_blocks(values: Iterable[float]) -> dict[str, float]:

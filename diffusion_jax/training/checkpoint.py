@@ -19,7 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import mesh, methods
+from diffusion_jax import files, mesh, methods
 from diffusion_jax.training import start
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training.state import TrainState
@@ -128,7 +128,7 @@ class Checkpoints:
 
   def _write_digests(self):
     """Runs when all files are written, before the checkpoint gets its name."""
-    if jax.process_index():
+    if jax.process_index() or files.is_remote(self._folder):  # a bucket has checksums of its own
       return
     for folder in self._folder.iterdir():
       if folder.name.split(".")[0] == str(self._writing):
@@ -137,10 +137,12 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def writing(workdir):
-  """Makes of an OSError while a run writes its other files a SaveError, which says from where the run will go on."""
+  """Makes of an error in writing a run's other files a SaveError, which says from where the run will go on."""
   try:
     yield
-  except OSError as error:
+  except Exception as error:
+    if not (isinstance(error, OSError) or files.unreachable(error)):
+      raise
     raise SaveError(f"--workdir={workdir} cannot be written; {_last_good(folder_of(workdir))}: {error}") from error
 
 
@@ -151,16 +153,22 @@ def _last_good(folder: epath.Path, but: int | None = None) -> str:
 
 def folder_of(workdir) -> epath.Path:
   """Where a workdir's checkpoints lie."""
-  return epath.Path(workdir).resolve() / "checkpoints"
+  return files.absolute(workdir) / "checkpoints"
 
 
 def steps_of(folder: epath.Path) -> list[int]:
-  """The steps of the complete checkpoints in a folder, in order."""
-  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+  """The steps of the complete checkpoints in a folder, in order.
+
+  On a disk a folder gets its last name when it is complete; in a bucket, which has no renaming, orbax then adds a file.
+  """
+  found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+  return sorted(int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path))
 
 
 def altered(folder: epath.Path) -> str:
   """The first file of a checkpoint that is missing or not as it was written, in words; "" if there is none."""
+  if files.is_remote(folder):
+    return ""  # the service sees to that
   try:
     digests = json.loads((folder / _DIGESTS).read_text())
   except FileNotFoundError:
@@ -211,6 +219,8 @@ def _read_whole(folder: epath.Path, read: Callable[[], T]) -> T | None:
     except WorkdirError:
       raise
     except Exception as error:  # whatever a damaged file raises inside the reader
+      if files.unreachable(error):
+        raise WorkdirError(" ".join(f"{folder} cannot be read now: {error}".split())) from None
       damage = " ".join(str(error).split())
   logging.warning("checkpoint %s is damaged and passed over: %s", folder, damage)
   return None
@@ -363,7 +373,7 @@ def load_averages(path, step: int | None = None) -> tuple[dict[str, Params], Con
   """
   path = epath.Path(path)
   if (path / "state").exists():
-    folders = [path.resolve()]
+    folders = [files.absolute(path)]
   else:
     steps = steps_of(folder_of(path))
     if not steps:

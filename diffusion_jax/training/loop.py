@@ -43,7 +43,8 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
   """
   run = prepare(config, workdir)
   config, method, layout, source = run.config, run.method, run.layout, run.source
-  checkpoint_lib.write_config(workdir, config)
+  if jax.process_index() == 0:  # two would take the temporary file from each other
+    checkpoint_lib.write_config(workdir, config)
   with checkpoint_lib.writing(workdir):
     checkpoints = checkpoint_lib.Checkpoints(workdir, config)
   if checkpoints.latest_step() is None:

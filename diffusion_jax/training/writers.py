@@ -9,11 +9,17 @@ from typing import TypeVar
 from etils import epath
 from tqdm.auto import tqdm
 
+from diffusion_jax import files
+
 T = TypeVar("T")
 
 
 class JsonLines:
-  """An append-only file of one JSON object a line, cut back to a step on resume."""
+  """An append-only file of one JSON object a line, cut back to a step on resume.
+
+  On a disk every line is there once it is written. A bucket has no appending: there the lines are kept, and the file is
+  written anew by `flush`. A run that flushes before it saves loses none, since it is cut back to its checkpoint anyway.
+  """
 
   def __init__(self, path, step: int):
     """Keeps the lines of steps up to `step`: a killed run may have logged further than its last checkpoint."""
@@ -30,10 +36,21 @@ class JsonLines:
     temporary = self._path.parent / f"{self._path.name}.tmp"
     temporary.write_text("".join(line + "\n" for line in kept))
     temporary.replace(self._path)
+    self._kept = [line + "\n" for line in kept] if files.is_remote(path) else None
+    self._flushed = len(kept)
 
   def write(self, record: dict):
-    with self._path.open("a") as file:
-      file.write(json.dumps(record) + "\n")
+    line = json.dumps(record) + "\n"
+    if self._kept is None:
+      files.append(self._path, line)
+    else:
+      self._kept.append(line)
+
+  def flush(self):
+    """Has every line in the file."""
+    if self._kept is not None and len(self._kept) > self._flushed:
+      self._path.write_text("".join(self._kept))
+      self._flushed = len(self._kept)
 
 
 class Writer:
@@ -98,10 +115,14 @@ class Writer:
         self._board.write_scalars(step, {"frechet": value})
 
   def flush(self):
-    """Sees to it that everything written so far is in the files."""
+    """Has every line in the files: to be called before a checkpoint is saved, which a run is cut back to."""
+    if self._first_host:
+      for file in (self._metrics, self._throughput, self._scores):
+        file.flush()
 
   def close(self):
     if self._first_host:
+      self.flush()
       self._bar.close()
       if self._board:
         self._board.close()

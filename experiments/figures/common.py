@@ -36,7 +36,8 @@ def outputs() -> tuple[epath.Path, epath.Path]:
 def write(figure: plt.Figure, header: list[str], rows: list[list]):
   """Writes the figure and the numbers it shows."""
   png, table = outputs()
-  figure.savefig(png, dpi=120, bbox_inches="tight")
+  with png.open("wb") as file:
+    figure.savefig(file, dpi=120, bbox_inches="tight", format="png")
   plt.close(figure)
   with table.open("w") as file:
     writer = csv.writer(file, lineterminator="\n")

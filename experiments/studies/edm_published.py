@@ -7,7 +7,7 @@ were published with; the folder of the statistics of real images, cifar10-32x32.
 there are left out. 50,000 images in three blocks a score: hours on a GPU for each.
 """
 
-import pathlib
+from etils import epath
 
 from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table
 
@@ -62,9 +62,9 @@ def get_study(argument="table2,checkpoints,references"):
     raise StudyError(f"edm_published.py:{argument}: expected table2, figure2 or figure4, CHECKPOINTS, REFERENCES")
   runs = []
   for name, (labels, data) in (TABLE_2 if what == "table2" else BASELINES).items():
-    path = pathlib.Path(checkpoints) / f"{name}.pkl"
+    path = epath.Path(checkpoints) / f"{name}.pkl"
     if path.exists():
-      runs.append(Run(labels, checkpoint=str(path), reference=str(pathlib.Path(references) / f"{data}.npz")))
+      runs.append(Run(labels, checkpoint=str(path), reference=str(epath.Path(references) / f"{data}.npz")))
   if not runs:
     raise StudyError(f"{checkpoints or '.'} holds none of the published pickles, such as {next(iter(TABLE_2))}.pkl")
   common = dict(runs=runs, metrics=("frechet",), num_images=50_000, blocks=3, seeds=(0,), extractor="inception")
