@@ -50,7 +50,7 @@ class Cached:
 def cached(source: Source, mode: str) -> Source:
   """The source as config.data.cache says: "none", "host", "device" (read once like host), or "auto".
 
-  "auto" holds the set if it takes at most a quarter of the memory available now. Sources already in memory stay as they are.
+  "auto" holds the set if it takes at most a quarter of the memory available now. Sources in memory stay as they are.
   """
   if mode == "none" or not isinstance(source, Decoded):
     return source
