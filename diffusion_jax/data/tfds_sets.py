@@ -79,10 +79,16 @@ def open_builder(name: str, data_dir: str):
   try:
     return tensorflow_datasets.builder(name, data_dir=data_dir or None)
   except tensorflow_datasets.core.registered.DatasetNotFoundError:
-    near = difflib.get_close_matches(name.partition("/")[0], tensorflow_datasets.list_builders(), 1, 0.0)
+    names = tensorflow_datasets.list_builders(with_community_datasets=False)
+    near = difflib.get_close_matches(name.partition("/")[0], names, 1, 0.0)
     raise ValueError(f"TFDS has no set {name!r}" + (f"; nearest: {near[0]}" if near else "")) from None
   except (ImportError, OSError, TypeError, ValueError, AssertionError) as error:
     raise ValueError(f"TFDS cannot open {name!r}: {' '.join(str(error).split())}") from None
+
+
+def is_prepared(builder) -> bool:
+  """Whether a set's files are there, in whatever format."""
+  return (epath.Path(builder.data_dir) / "dataset_info.json").exists()
 
 
 def prepare_command(name: str, data_dir: str) -> str:
@@ -98,7 +104,7 @@ def _open(builder, split: str, name: str, data_dir: str, undecoded: str | None =
   try:
     return builder.as_data_source(split, decoders=decoders)
   except NotImplementedError:
-    if not epath.Path(builder.data_dir).exists():
+    if not is_prepared(builder):
       command = prepare_command(name, data_dir)
       raise ValueError(f"{name} is not prepared in {builder.data_dir}; this prepares it: {command}") from None
     command = prepare_command(name, "FOLDER")
