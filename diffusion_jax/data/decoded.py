@@ -86,8 +86,10 @@ class Decoded:
   def check_all(self):
     """`check`, where an image too small is an error."""
     for i in self.check():
-      size, _ = self._header(i)
-      raise DataError(f"{self._place(i)} has {size[0]}×{size[1]} pixels: too few for {self._transform.name}")
+      try:
+        self._shape(*self._header(i))
+      except TooSmall as error:
+        raise DataError(f"{self._place(i)} cannot be transformed: {error}") from None
 
   def _shape(self, size, mode) -> tuple[int, int, int]:
     if self._transform:

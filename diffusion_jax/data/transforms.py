@@ -60,7 +60,8 @@ class Transform:
     if mode not in MODES:
       raise ValueError(f"its mode is {mode}, not one of 8 bits a channel")
     if self.name == "center-crop-wide" and (size[0] < self.width or self._rows(size) < self.height):
-      raise TooSmall(f"it has {size[0]}×{size[1]} pixels, too few for center-crop-wide to {self.width}×{self.height}")
+      wanted = f"center-crop-wide to {self.width}×{self.height}"
+      raise TooSmall(f"it has {size[0]}×{size[1]} pixels, too small or too wide for {wanted}")
 
   def __call__(self, image) -> np.ndarray:
     """A PIL image as [H, W, C] uint8.
