@@ -33,13 +33,16 @@ def unpacked(path, beside=None) -> Iterator[epath.Path]:
   with tempfile.TemporaryDirectory(dir=beside, prefix="unpacked-") as root:
     try:
       with epath.Path(path).open("rb") as file:
-        if zipfile.is_zipfile(file):
+        is_zip = zipfile.is_zipfile(file)
+        file.seek(0)
+        if is_zip:
           with zipfile.ZipFile(file) as archive:
             archive.extractall(root)
-        else:
-          file.seek(0)
+        elif tarfile.is_tarfile(file):  # which leaves the file where it was
           with tarfile.open(fileobj=file) as archive:
             archive.extractall(root, filter="data")
+        else:
+          raise ValueError("it is neither a zip nor a tar")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
       raise DataError(f"{path} cannot be unpacked: {error}") from None
     folder = epath.Path(root)

@@ -18,8 +18,8 @@ from diffusion_jax.data.transforms import Transform
 from diffusion_jax.data.zips import zipped
 
 __all__ = [
-  "SOURCES", "Arrays", "Cached", "DataError", "Source", "cached", "check_indices", "digits", "digits_split",
-  "everything", "folder", "from_config", "load", "measure_sigma", "npz", "photos", "tfds", "zipped",
+  "SOURCES", "Arrays", "Cached", "DataError", "Source", "Transform", "cached", "check_indices", "digits",
+  "digits_split", "everything", "folder", "from_config", "load", "measure_sigma", "npz", "photos", "tfds", "zipped",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[..., Source]] = {
