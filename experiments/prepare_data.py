@@ -1,7 +1,7 @@
 """Turns a folder of images, an archive, an .npz or a TFDS set into a zip in the form of EDM's data sets.
 
   python experiments/prepare_data.py cifar-10-python.tar.gz --out=datasets/cifar10-32x32.zip
-  python experiments/prepare_data.py ffhq/ --resolution=64 --transform=resize --out=datasets/ffhq-64x64.zip
+  python experiments/prepare_data.py ffhq --resolution=64 --transform=resize --out=datasets/ffhq-64x64.zip
   python experiments/prepare_data.py tfds:celeb_a --resolution=64 --transform=center-crop --out=celeba-64x64.zip
   python experiments/prepare_data.py tfds:cifar10
 
@@ -58,7 +58,10 @@ def main():
     source, chosen = cli.checked(open_images, spec, how, stack)
     if out:
       with tqdm(total=len(chosen), unit="img") as bar:
-        cli.checked(write_zip, out, source, chosen, bar.update)
+        try:
+          cli.checked(write_zip, out, source, chosen, bar.update)
+        except OSError as error:  # a full disk, a folder that may not be written to
+          raise cli.UsageError(f"--out={out}: {error}; nothing was written") from None
   if out:
     report(cli.checked(sources.load, "zip", "train", path=out), out, len(source))
   else:
@@ -95,7 +98,8 @@ def prepare_tfds(name: str):
   try:
     builder.download_and_prepare(file_format="array_record")
   except ImportError as error:
-    raise ValueError(f'{name} is prepared with TensorFlow, pip install "diffusion-jax[tfds]": {error}') from None
+    missing = str(error).splitlines()[-1]
+    raise ValueError(f'{name} is prepared with TensorFlow: pip install "diffusion-jax[tfds]" ({missing})') from None
   except (AssertionError, OSError, DownloadError, NonMatchingChecksumError) as error:
     raise ValueError(f"{name} cannot be prepared: {error}") from None
 
@@ -114,7 +118,8 @@ def open_images(spec: str, how: Transform | None, stack: contextlib.ExitStack):
     source = sources.load("npz", _SPLIT.value, path=spec, transform=how)
     return source, np.arange(len(source))[: _MAX_IMAGES.value]
   if not path.is_dir():
-    path = stack.enter_context(archives.unpacked(path, epath.Path(_OUT.value).parent))
+    beside = None if "://" in _OUT.value else epath.Path(_OUT.value).parent  # where there is room for the zip too
+    path = stack.enter_context(archives.unpacked(path, beside))
   if archives.is_cifar10(path):
     source = archives.cifar10(path, _SPLIT.value)
     if how:

@@ -128,9 +128,7 @@ class Files(Decoded):
     raise NotImplementedError
 
   def _read(self, i):
-    import PIL.Image
-
-    return PIL.Image.open(io.BytesIO(self._bytes(i))), self._labels[i]
+    return opened(self._bytes(i)), self._labels[i]
 
   def _header(self, i):
     return header(self._bytes(i, _HEADER_BYTES), lambda: self._bytes(i))
@@ -146,20 +144,27 @@ def header(first: bytes, whole: Callable[[], bytes] | None = None) -> tuple[tupl
   Raises:
     One of DAMAGE: it is no image.
   """
-  import PIL.Image
-
   if first[:8] == b"\x89PNG\r\n\x1a\n" and first[12:16] == b"IHDR":
     width, height, depth, colour = struct.unpack_from(">IIBB", first, 16)
     if depth == 8 and colour in (0, 2):  # the usual ones: ten times as fast as by PIL
       return (width, height), "RGB" if colour else "L"
   try:
-    with PIL.Image.open(io.BytesIO(first)) as image:
-      return image.size, image.mode
+    image = opened(first)
   except _damage():
     if whole is None:
       raise
-  with PIL.Image.open(io.BytesIO(whole())) as image:
-    return image.size, image.mode
+    image = opened(whole())
+  return image.size, image.mode
+
+
+def opened(data: bytes):
+  """The PIL image of a file's bytes, not decoded yet; a ValueError if they are no image."""
+  import PIL.Image
+
+  try:
+    return PIL.Image.open(io.BytesIO(data))
+  except PIL.UnidentifiedImageError:  # whose own message is an address in memory
+    raise ValueError("it is no image, or of a format that PIL does not know") from None
 
 
 def in_threads(function: Callable[[range], None], count: int):

@@ -118,7 +118,7 @@ GOOD = random_images(1, 4, 4, 3)[0]
 BAD_FOLDERS = {
   "sizes": ({"a.png": GOOD, "b.png": GOOD[:2]}, r"b.png .image 1. has shape .2, 4, 3.: expected .4, 4, 3., that of"),
   "channels": ({"a.png": GOOD, "b.png": GOOD[..., :1]}, r"b.png .image 1. has shape .4, 4, 1.: expected .4, 4, 3."),
-  "no image": ({"a.png": GOOD, "b.jpg": b"no image"}, r"b.jpg .image 1. cannot be read: cannot identify"),
+  "no image": ({"a.png": GOOD, "b.jpg": b"no image"}, r"b.jpg .image 1. cannot be read: it is no image, or"),
   "empty file": ({"a.png": GOOD, "b.png": b""}, r"b.png .image 1. cannot be read"),
   "palette": ({"a.png": GOOD, "b.png": Image.new("P", (4, 4))}, r"b.png .image 1. cannot be read: its mode is P"),
   "16 bits": ({"a.png": Image.new("I;16", (4, 4))}, r"a.png .image 0. cannot be read: its mode is I;16"),
