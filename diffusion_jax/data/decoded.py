@@ -18,7 +18,9 @@ from diffusion_jax.data.base import DataError, check_indices
 from diffusion_jax.data.transforms import TooSmall, Transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)  # of a file
+DAMAGE = (  # of a file; RuntimeError is zipfile's for one that is encrypted
+  OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile
+)  # fmt: skip
 CHANNELS = {"L": 1, "RGB": 3}  # by PIL's modes: what is taken as it is
 
 _HEADER_BYTES = 1 << 16  # read for a header; those of photographs may hold a profile and a thumbnail
@@ -146,7 +148,7 @@ def header(first: bytes, whole: Callable[[], bytes] | None = None) -> tuple[tupl
   """
   if first[:8] == b"\x89PNG\r\n\x1a\n" and first[12:16] == b"IHDR":
     width, height, depth, colour = struct.unpack_from(">IIBB", first, 16)
-    if depth == 8 and colour in (0, 2):  # the usual ones: ten times as fast as by PIL
+    if depth == 8 and colour in (0, 2):  # the usual ones, in a thirtieth of PIL's time
       return (width, height), "RGB" if colour else "L"
   try:
     image = opened(first)

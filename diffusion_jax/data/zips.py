@@ -9,8 +9,8 @@ import zlib
 from etils import epath
 
 from diffusion_jax.data import labels as labels_lib
-from diffusion_jax.data.base import known
-from diffusion_jax.data.decoded import Files
+from diffusion_jax.data.base import DataError, known
+from diffusion_jax.data.decoded import DAMAGE, Files
 from diffusion_jax.data.transforms import Transform
 
 _LOCAL_HEADER = 30  # bytes before a member's name; the lengths of name and extra field are the last four
@@ -38,7 +38,10 @@ class Zip(Files):
     self._labels, num_classes = labels_lib.none(len(self._members))
     if labels_lib.FILE in members:
       names = [member.filename for member in self._members]
-      text = self._zip.read(labels_lib.FILE)
+      try:
+        text = self._zip.read(labels_lib.FILE)
+      except DAMAGE as error:
+        raise DataError(f"{self._path}: {labels_lib.FILE} cannot be read: {error}") from None
       self._labels, num_classes = labels_lib.from_json(text, names, self._path, self._place)
     super().__init__("zip", split, num_classes, transform)
     self.check_all()
@@ -47,7 +50,10 @@ class Zip(Files):
     return f"{self._path}: {self._members[i].filename} (image {i})"
 
   def _bytes(self, i, most=None):
-    """As zipfile reads, in a tenth of its time and with an open file a thread; what is rare is left to it."""
+    """As zipfile reads, but the first bytes alone if asked, and by an open file a thread where zipfile has one locked.
+
+    What is rare (other compressions, encryption) is left to it.
+    """
     member = self._members[i]
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
       return self._zip.read(member)

@@ -42,6 +42,19 @@ def test_a_zip_behind_other_bytes(tmp_path):
   check(sources.load("zip", "train", path=str(tmp_path / "b.zip")), images)
 
 
+def test_damaged_and_encrypted_members(tmp_path):
+  path = make_zip(tmp_path / "a.zip", [GOOD, GOOD], [0, 1])
+  whole = (tmp_path / "a.zip").read_bytes()
+  at = whole.index(b'{"labels"')
+  (tmp_path / "a.zip").write_bytes(whole[:at] + b"[" + whole[at + 1 :])
+  with pytest.raises(sources.DataError, match="a.zip: dataset.json cannot be read: Bad CRC"):
+    sources.load("zip", "train", path=path)
+  at = whole.index(b"PK\x01\x02")  # the directory's first entry; bit 0 of its flags
+  (tmp_path / "a.zip").write_bytes(whole[: at + 8] + b"\x01" + whole[at + 9 :])
+  with pytest.raises(sources.DataError, match=r"img00000000.png .image 0. cannot be read: .*encrypted"):
+    sources.load("zip", "train", path=path)
+
+
 def test_many_threads_read_one_zip(tmp_path):
   images = random_images(300, 8, 8, 1)
   source = sources.load("zip", "train", path=make_zip(tmp_path / "a.zip", images))
