@@ -1,5 +1,6 @@
 """EDM on CIFAR-10: every row of the paper's Table 2.
 
+  python experiments/prepare_data.py cifar-10-python.tar.gz --out=datasets/cifar10-32x32.zip
   python experiments/train.py --config=configs/edm_cifar10.py:cond-vp-F --workdir=runs/edm_cifar10_cond_vp
   python experiments/sample.py --workdir=runs/edm_cifar10_cond_vp --seeds=0-63
 
@@ -14,7 +15,7 @@ images, the best of three blocks of seeds:
   E  noise law and weight             1.88      1.86       2.05        1.99
   F  augmentation                     1.79      1.79       1.97        1.98
 
-200 million images. Not trained here. Data: datasets/cifar10-32x32.zip, in the form that EDM's own tools make
+200 million images. Not trained here. Data: datasets/cifar10-32x32.zip, of the first command or EDM's own tools
 (--config.data.path for another place).
 """
 

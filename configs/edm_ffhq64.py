@@ -1,5 +1,6 @@
 """EDM on FFHQ at 64×64, unconditional: every row of the paper's Table 2.
 
+  python experiments/prepare_data.py ffhq --resolution=64 --transform=resize --out=datasets/ffhq-64x64.zip
   python experiments/train.py --config=configs/edm_ffhq64.py:vp-F --workdir=runs/edm_ffhq64_vp
   python experiments/sample.py --workdir=runs/edm_ffhq64_vp --seeds=0-63
 
@@ -14,7 +15,7 @@ of three blocks of seeds:
   E  noise law and weight           2.60    2.81
   F  augmentation                   2.39    2.53
 
-200 million images. Not trained here. Data: datasets/ffhq-64x64.zip, in the form that EDM's own tools make
+200 million images. Not trained here. Data: datasets/ffhq-64x64.zip, of the first command or EDM's own tools
 (--config.data.path for another place). The paper's text leaves open what A to C are at 64×64: here A takes CIFAR-10's
 batch and schedule, and A and B have channels 128 × 1,1,2,2,2.
 """

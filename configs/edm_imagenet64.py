@@ -1,10 +1,11 @@
 """EDM on ImageNet at 64×64, class-conditional, with the ADM network.
 
+  python experiments/prepare_data.py imagenet --resolution=64 --transform=center-crop --out=datasets/imagenet-64x64.zip
   python experiments/train.py --config=configs/edm_imagenet64.py --workdir=runs/edm_imagenet64 --multihost
   python experiments/sample.py --workdir=runs/edm_imagenet64 --seeds=0-63
 
 The paper's FID: 1.36 at NFE 511 with churn, as below (--churn=0 --num_steps=40 for its deterministic sampler, NFE 79).
-2,500 million images. Not trained here. Data: datasets/imagenet-64x64.zip, in the form that EDM's own tools make
+2,500 million images. Not trained here. Data: datasets/imagenet-64x64.zip, of the first command or EDM's own tools
 (--config.data.path for another place).
 """
 

@@ -227,7 +227,8 @@ class ScoreFlags:
       "vgg": flags.DEFINE_string("vgg", None, "Weights: vgg16-397923af.pth, for precision and recall by VGG16 too."),
     }
     self._reference = flags.DEFINE_string("reference", None, "Statistics of the real images: .npz of `mu` and `sigma`.")
-    self._data = flags.DEFINE_string("data", None, "The real images, NAME or zip:FILE; the run's own by default.")
+    images = "The real images: digits, photos, zip:FILE, folder:PATH, npz:FILE or tfds:NAME; the run's own by default."
+    self._data = flags.DEFINE_string("data", None, images)
     self._split = flags.DEFINE_string("split", None, "Their split; all of digits, else the run's own by default.")
     self._num_images = flags.DEFINE_integer("num_images", None, "Images a block; as many as the real ones by default.")
     self._blocks = flags.DEFINE_integer("blocks", 3, "Blocks of seeds; papers report the best of three.")
@@ -252,6 +253,8 @@ class ScoreFlags:
     config = config.copy_and_resolve_references() if own else config_lib.default()
     if self._data.value or not own:
       name, _, path = (self._data.value or "").partition(":")
+      if name != config.data.name:  # how the run's own images lie and are brought to their size is not how these are
+        config.data.update(transform="", data_dir="")
       config.data.update(name=name, path=path, split=self._split.value or "train")
     config.data.update(resolution=image_shape[0], channels=image_shape[-1], num_classes=0)
     if self._split.value:

@@ -28,9 +28,12 @@ def default() -> ConfigDict:
   c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
   c.data = ConfigDict()
-  c.data.name = "digits"  # digits, photos, zip
-  c.data.path = ""  # of the zip
+  c.data.name = "digits"  # digits, photos, zip, folder, npz, tfds
+  c.data.path = ""  # of the zip, folder or npz; for tfds the set's name, such as imagenet_resized/64x64
+  c.data.data_dir = ""  # where TFDS keeps its sets; "" is its own default
   c.data.split = "train"
+  c.data.transform = ""  # to the resolution: resize, center-crop, center-crop-wide, center-crop-dhariwal; "" has it
+  c.data.cache = "auto"  # decoded images: none, host, device; auto is host where they fit in a quarter of its memory
   c.data.resolution = 8
   c.data.channels = 1
   c.data.num_classes = 10  # 0 trains without labels
@@ -112,6 +115,8 @@ def default() -> ConfigDict:
   return c
 
 
+TRANSFORMS = ("resize", "center-crop", "center-crop-wide", "center-crop-dhariwal")  # see data/transforms.py
+
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
@@ -155,6 +160,9 @@ def check(config: ConfigDict, device_count: int | None = None):
     raise wrong("optimizer.loss_scale", scale, "must be at least 1 with loss_scale_growth")
   if config.network.dtype == "float16" and scale == 1:
     raise wrong("optimizer.loss_scale", scale, "too small for network.dtype = 'float16': 100, or 65536 that grows")
+  if config.data.transform:
+    choose("data.transform", config.data.transform, TRANSFORMS)
+  choose("data.cache", config.data.cache, ("auto", "none", "host", "device"))
   if not 0 <= config.data.augment <= 1:
     raise wrong("data.augment", config.data.augment, "must be a probability in [0, 1]")
   if config.data.augment and config.data.flip:

@@ -2,11 +2,13 @@
 
   python experiments/benchmark.py --config=configs/edm_digits.py --out=runs/benchmark_digits
   python experiments/benchmark.py --config=configs/edm_cifar10.py:cond-vp-E --config.train.batch_size=16 --only=update
+  python experiments/benchmark.py --config=configs/edm_cifar10.py --input
 
-Weights and images are random: a data set is not needed, and its reading is not measured. Everything is measured in
-turns in one process, with median and quartiles over the turns: the machine's rate for a square matrix product (the best
-size) and for one large convolution, in the config's dtype, then the network, the sampler, the update. Operations are
-2 a multiplication, in products and convolutions alone, padding included; an update is three evaluations' worth.
+Weights and images are random: a data set is not needed, and its reading is measured by --input alone. Everything is
+measured in turns in one process, with median and quartiles over the turns: the machine's rate for a square matrix
+product (the best size) and for one large convolution, in the config's dtype, then the network, the sampler, the update.
+Operations are 2 a multiplication, in products and convolutions alone, padding included; an update is three evaluations'
+worth.
 """
 
 import collections
@@ -23,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from benchmark_input import measure as measure_input
+from benchmark_input import show as show_input
 from etils import epath
 
 from diffusion_jax import cli, mesh, methods, sampling
@@ -37,6 +41,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace OUT.json if it is th
 _PROFILE = flags.DEFINE_bool("profile", False, "Write profiler traces under OUT and print the five largest costs.")
 _SAMPLE_BATCH = flags.DEFINE_integer("sample_batch", 64, "Images that are sampled at a time, over all devices.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns; every one runs each case once.")
+_INPUT = flags.DEFINE_bool("input", False, "Measure how fast the config's own data are read, and nothing else.")
 _ONLY = flags.DEFINE_enum("only", None, ["sampler", "update"], "Leave the other of the two out.")
 
 _CONV = (16, 32, 256)  # images a device, their height and width, channels in and out
@@ -282,12 +287,18 @@ def main():
   config_lib.check(config, jax.device_count())
   if _REPEATS.value < 1:
     raise cli.UsageError(f"--repeats={_REPEATS.value}: at least 1")
+  if _INPUT.value and (_PROFILE.value or _ONLY.value):
+    raise cli.UsageError("--input goes without --profile and --only")
   if _PROFILE.value and not _OUT.value:
     raise cli.UsageError("--profile needs --out: where the traces go")
   out = epath.Path(_OUT.value) if _OUT.value else None
   path = out and out.parent / f"{out.name}.json"
   if path and path.exists() and not _OVERWRITE.value:
     raise cli.UsageError(f"--out={out}: {path} is already there; pass --overwrite or another --out")
+  if _INPUT.value:
+    record = measure_input(config, parallel.host_slots(config.train.batch_size), _REPEATS.value)
+    show_input(record)
+    return write(record, path)
   layout = parallel.from_config(config.train.parallel)
   method = methods.from_config(config, layout.axis_name)
   sampling.schedule_of(config.sampling, method)
@@ -328,6 +339,11 @@ def main():
       if name in cases:
         record["profile"][name] = profile(cases[name], out.parent / f"{out.name}_{name}")
   show(record)
+  write(record, path)
+
+
+def write(record: dict, path: epath.Path | None):
+  """Writes a record as JSON, if a path is given."""
   if path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")

@@ -15,7 +15,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import bench, statistics
 
-_DATA = flags.DEFINE_string("data", None, "The images: digits, photos or zip:FILE.")
+_DATA = flags.DEFINE_string("data", None, "The images: digits, photos, zip:FILE, folder:PATH, npz:FILE or tfds:NAME.")
 _SPLIT = flags.DEFINE_string("split", "train", "Their split.")
 _RESOLUTION = flags.DEFINE_integer("resolution", 32, "Of photos: 16 or 32.")
 _EXTRACTOR = flags.DEFINE_string("extractor", None, "digits, inception or pixels; see evaluate.py.")
@@ -34,7 +34,7 @@ def main():
   except OSError as error:
     raise cli.UsageError(f"--out={_OUT.value}: {error}") from None
   name, _, path = _DATA.value.partition(":")
-  options = {"zip": {"path": path}, "photos": {"resolution": _RESOLUTION.value}}.get(name, {})
+  options = {"photos": {"resolution": _RESOLUTION.value}}.get(name, {"path": path} if path else {})
   source = cli.checked(sources.load, name, _SPLIT.value, **options)
   config = config_lib.default()
   height, _, channels = source.image_shape

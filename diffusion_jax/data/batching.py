@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from diffusion_jax.data.sources import Source
+from diffusion_jax.data.base import Source
 
 T = TypeVar("T")
 

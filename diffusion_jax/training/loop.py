@@ -19,6 +19,7 @@ from diffusion_jax.training import faults, parallel, scores, start, update, warm
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
+_SIGMA_IMAGES = 2_000  # images that σ_data is measured on
 _CALLS_AHEAD = 4  # calls of the update that are queued on the devices before the loop waits for the oldest
 
 
@@ -48,6 +49,7 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
   with checkpoint_lib.writing(workdir):
     checkpoints = checkpoint_lib.Checkpoints(workdir, config)
   if checkpoints.latest_step() is None:
+    measure_data(config, source)
     fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
     create = lambda: start.create_state(method, config)
     state = jax.jit(create, out_shardings=layout.shardings(run.shapes), compiler_options=fast)()
@@ -62,8 +64,10 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
 
   per_call, num_steps, size = config.train.updates_per_call, config.train.num_steps, config.train.batch_size
   update_call = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
-  data = None
-  read = lambda k: batching.batch(source, config.seed, k, size, *parallel.host_slots(size))
+  data, read_from = None, source
+  if config.data.cache == "device":  # then the host sends numbers alone
+    data, read_from = layout.everywhere(sources.everything(source)), sources.Numbers(len(source))
+  read = lambda k: batching.batch(read_from, config.seed, k, size, *parallel.host_slots(size))
   make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
   key = start.train_key(config)
   score = scores.InTraining(config, method) if config.train.score_every else None
@@ -149,6 +153,17 @@ def prepare(config, workdir) -> Prepared:
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config)
   return Prepared(config, method, layout, source, start.shapes(method, config), initial)
+
+
+def measure_data(config, source: sources.Source):
+  """Says how widely the data are spread, with a warning where a preconditioner's sigma_data is more than 20 % off."""
+  if jax.process_index() != 0:
+    return
+  sigma, assumed = sources.measure_sigma(source, _SIGMA_IMAGES), config.edm.sigma_data
+  used = config.method == "edm" and config.edm.preconditioner == "edm"
+  print(f"{config.data.name} {config.data.split}: {len(source):,} images {source.image_shape}, σ_data {sigma:.3f}")
+  if used and abs(sigma - assumed) > 0.2 * assumed:
+    logging.warning("config.edm.sigma_data = %g: the standard deviation of the data is %.3f", assumed, sigma)
 
 
 def save_grid(config, method: methods.Method, ema, workdir, step: int):

@@ -12,7 +12,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from diffusion_jax.data import sources
+from diffusion_jax.data import builtin, sources
 
 
 def whole(source):
@@ -51,7 +51,7 @@ def test_digits_split_is_fixed():
 def test_photo_splits_share_no_pixel(monkeypatch, resolution):
   where = np.arange(2 * 427 * 640, dtype=np.uint32).reshape(2, 427, 640)  # every pixel says which one it is
   coded = np.stack([where >> 16, where >> 8, where], axis=-1).astype(np.uint8)
-  monkeypatch.setattr(sources, "_photographs", lambda: coded)
+  monkeypatch.setattr(builtin, "_photographs", lambda: coded)
   seen = {}
   for split in ("train", "test"):
     got = whole(sources.load("photos", split, resolution=resolution, stride=16))

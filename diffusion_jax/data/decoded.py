@@ -1,0 +1,198 @@
+"""Sources whose images are decoded when they are gathered, by several threads (PIL decodes outside Python's lock).
+
+That all images have one size is seen when the source is opened, from their headers alone: no pixel is decoded for it.
+"""
+
+import concurrent.futures
+import functools
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from diffusion_jax.data.base import DataError, check_indices
+from diffusion_jax.data.transforms import TooSmall, Transform
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
+DAMAGE = (  # of a file; RuntimeError is zipfile's for one that is encrypted
+  OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile
+)  # fmt: skip
+CHANNELS = {"L": 1, "RGB": 3}  # by PIL's modes: what is taken as it is
+
+_HEADER_BYTES = 1 << 16  # read for a header; those of photographs may hold a profile and a thumbnail
+_LEAST = 16  # images a thread: fewer are not worth another one
+
+
+class Decoded:
+  """Base of these sources, see `base.Source`. A subclass gives `_read`, `_place`, `__len__`, and may give `_header`."""
+
+  def __init__(self, name: str, split: str, num_classes: int, transform: Transform | None):
+    """Without a transform images must be 8-bit grey or RGB already, of one shape."""
+    self.name, self.split, self.num_classes, self._transform = name, split, num_classes, transform
+
+  def _read(self, i: int):
+    """(PIL image i, its label)."""
+    raise NotImplementedError
+
+  def _place(self, i: int) -> str:
+    """Where image i lies, for messages."""
+    raise NotImplementedError
+
+  def _header(self, i: int) -> tuple[tuple[int, int], str]:
+    """((width, height), PIL mode) of image i."""
+    raise NotImplementedError
+
+  def gather(self, indices):
+    indices = check_indices(indices, len(self))
+    images = np.empty((len(indices), *self.image_shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+
+    def decode(slots):
+      for k in slots:
+        images[k], labels[k] = self._decode(int(indices[k]))
+
+    in_threads(decode, len(indices))
+    return {"image": images, "label": labels}
+
+  def check(self) -> list[int]:
+    """Reads all headers, and sets image_shape; returns the images that the transform leaves out as too small.
+
+    Raises:
+      DataError: the first image that cannot be read, or is not like the first.
+    """
+    small = []
+
+    def examine(slots):
+      for i in slots:
+        try:
+          size, mode = self._header(i)
+          shape = self._shape(size, mode)
+        except TooSmall:
+          small.append(i)
+          continue
+        except _damage() as error:
+          raise DataError(f"{self._place(i)} cannot be read: {error}") from None
+        self._same(i, shape)
+
+    try:
+      self.image_shape = self._transform.shape if self._transform else self._shape(*self._header(0))
+    except _damage() as error:
+      raise DataError(f"{self._place(0)} cannot be read: {error}") from None
+    in_threads(examine, len(self))
+    return sorted(small)
+
+  def check_all(self):
+    """`check`, where an image too small is an error."""
+    for i in self.check():
+      try:
+        self._shape(*self._header(i))
+      except TooSmall as error:
+        raise DataError(f"{self._place(i)} cannot be transformed: {error}") from None
+
+  def _shape(self, size, mode) -> tuple[int, int, int]:
+    if self._transform:
+      self._transform.check(size, mode)
+      return self._transform.shape
+    if mode not in CHANNELS:
+      raise ValueError(f"its mode is {mode}, not 8-bit grey or RGB")
+    return (size[1], size[0], CHANNELS[mode])
+
+  def _same(self, i, shape):
+    if shape != self.image_shape:
+      raise DataError(f"{self._place(i)} has shape {shape}: expected {self.image_shape}, that of the first")
+
+  def _decode(self, i: int) -> tuple[np.ndarray, int]:
+    try:
+      image, label = self._read(i)
+      shape = self._shape(image.size, image.mode)
+      pixels = self._transform(image) if self._transform else np.asarray(image).reshape(shape)
+    except DataError:
+      raise
+    except _damage() as error:
+      raise DataError(f"{self._place(i)} cannot be read: {error}") from None
+    self._same(i, shape)
+    return pixels, label
+
+
+class Files(Decoded):
+  """Image files: a subclass gives `_bytes(i, most)`, the first `most` bytes of file i, or all of them."""
+
+  _labels: np.ndarray  # [N] int32
+
+  def __len__(self):
+    return len(self._labels)
+
+  def _bytes(self, i: int, most: int | None = None) -> bytes:
+    raise NotImplementedError
+
+  def _read(self, i):
+    return opened(self._bytes(i)), self._labels[i]
+
+  def _header(self, i):
+    return header(self._bytes(i, _HEADER_BYTES), lambda: self._bytes(i))
+
+
+def header(first: bytes, whole: Callable[[], bytes] | None = None) -> tuple[tuple[int, int], str]:
+  """((width, height), PIL mode) of an image file.
+
+  Args:
+    first: its first bytes.
+    whole: gives all of them, asked for where those are not enough.
+
+  Raises:
+    One of DAMAGE: it is no image.
+  """
+  if first[:8] == b"\x89PNG\r\n\x1a\n" and first[12:16] == b"IHDR":
+    width, height, depth, colour = struct.unpack_from(">IIBB", first, 16)
+    if depth == 8 and colour in (0, 2):  # the usual ones, in a thirtieth of PIL's time
+      return (width, height), "RGB" if colour else "L"
+  try:
+    image = opened(first)
+  except _damage():
+    if whole is None:
+      raise
+    image = opened(whole())
+  return image.size, image.mode
+
+
+def opened(data: bytes):
+  """The PIL image of a file's bytes, not decoded yet; a ValueError if they are no image."""
+  import PIL.Image
+
+  try:
+    return PIL.Image.open(io.BytesIO(data))
+  except PIL.UnidentifiedImageError:  # whose own message is an address in memory
+    raise ValueError("it is no image, or of a format that PIL does not know") from None
+
+
+def in_threads(function: Callable[[range], None], count: int):
+  """Calls function on ranges that make up range(count), in threads; raises the error of the first range with one."""
+  parts = max(1, min(_workers(), count // _LEAST))
+  edges = [count * k // parts for k in range(parts + 1)]
+  ranges = list(map(range, edges, edges[1:]))
+  if parts == 1:
+    return function(ranges[0])
+  futures = [_pool().submit(function, part) for part in ranges]
+  concurrent.futures.wait(futures)
+  for future in futures:
+    future.result()
+
+
+@functools.cache
+def _damage() -> tuple[type[Exception], ...]:
+  import PIL.Image
+
+  return (*DAMAGE, PIL.Image.DecompressionBombError)
+
+
+def _workers() -> int:
+  return min(16, max(4, os.cpu_count() or 1))  # at least 4: threads that wait for a file system take no processor
+
+
+@functools.cache
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+  return concurrent.futures.ThreadPoolExecutor(_workers(), thread_name_prefix="decode")
