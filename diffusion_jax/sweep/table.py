@@ -148,11 +148,16 @@ def counts(rows: Sequence[Row]) -> str:
 def text(described: dict, rows: Sequence[Row], sort: str | None = None, descending: bool | None = None) -> str:
   """The report in Markdown."""
   header = columns(rows)
-  lines = [[cells(row, rows).get(name) for name in header] for row in ordered(rows, sort, descending)]
+  lines = [[_cell(row, name, cells(row, rows)) for name in header] for row in ordered(rows, sort, descending)]
   parts = [described["about"], f"    python experiments/sweep.py run {described['sweep']}", f"{counts(rows)}."]
   parts += [report.markdown(header, lines)] if lines else []
   parts += [_against(rows), others(rows)]
   return "\n\n".join(filter(None, parts))
+
+
+def _cell(row: Row, name: str, values: dict):
+  """Labels as they were given, 1e-05; scores are rounded by the table."""
+  return str(row.labels[name]) if name in row.labels else values.get(name)
 
 
 def _against(rows: Sequence[Row]) -> str:
@@ -167,11 +172,15 @@ def _against(rows: Sequence[Row]) -> str:
 
 def draw(described: dict, rows: Sequence[Row], path: Path) -> bool:
   """Draws the plot of all members that have scores; whether there was any."""
-  found = [record for row in rows for record in row.records]
+  found = [dict(record) for row in rows for record in row.records]
   if not found:
     return False
   plot = Plot(**described["plot"]) if described["plot"] else _plot(rows, next(iter(metrics(rows))))
-  found = [{**r, "study": {"": "all", **r["study"]}} for r in found]
+  numbered = lambda name, value: f"{name} {value:g}" if isinstance(value, int | float) else value
+  for record in found:
+    labels = {"": "all", **record["study"]}
+    shown = {name: numbered(name, labels[name]) for name in (plot.line, plot.panel) if name in labels}
+    record["study"] = {**labels, **shown}
   return show.draw(plot, found, path, f"{found[0]['num_images']:,} images a score")
 
 
