@@ -70,7 +70,7 @@ def test_a_preempted_job_goes_on_where_it_saved(tmp_path, monkeypatch):
   """Through submitit's local executor: the job is interrupted in its training, queued again, and ends."""
   for name, value in sweeps.environment(tmp_path / "cache").items():
     monkeypatch.setenv(name, value)
-  fields = {**sweeps.SHORT, "train.num_steps": 2000, "train.checkpoint_every": 2000}
+  fields = {**sweeps.SHORT, "train.num_steps": 2000, "train.checkpoint_every": 2000, "train.log_every": 10}
   sweep = Sweep(sweeps.TINY, values("sampling.num_steps", (1, 2)), metrics=("frechet",), num_images=16)
   planned = plan.members(sweep, fields)
   plan.write(tmp_path, "two.py", sweep, planned)
