@@ -9,8 +9,8 @@
 
 Members are kept under --runs, in folders named after a hash of what determines them; members that differ only in
 sampling share one training. The same command again runs only what is missing or failed. A failed member leaves the
-others alone: it is listed with its reason and log. Ctrl-C and SIGTERM save. `report` prints a table and writes
-DIR/report.md, report.csv and report.png.
+others alone: it is listed with its reason and log, and the exit code is 1. Ctrl-C and SIGTERM save, with exit code 0.
+`report` prints a table and writes DIR/report.md, report.csv and report.png.
 """
 
 import ast
@@ -55,6 +55,7 @@ def main():
 
 
 def run(path: str):
+  check_launcher()
   sweep, root, planned, weights = planned_of(path)
   slots = devices.slots(_DEVICES.value, _JOBS.value)
   through = executor(root) if _LAUNCHER.value == "slurm" else None
@@ -81,6 +82,14 @@ def run(path: str):
     raise SystemExit(1)
 
 
+def check_launcher():
+  """Refuses flags of the launcher that was not asked for."""
+  slurm_flags = [flag.name for flag in (*_SLURM.values(), _SLURM_MORE)]
+  for name in slurm_flags if _LAUNCHER.value == "local" else ["devices"]:
+    if flags.FLAGS[name].present:
+      raise cli.UsageError(f"--{name} does not go with --launcher={_LAUNCHER.value}")
+
+
 def planned_of(path: str) -> tuple[Sweep, Path, list[plan.Member], dict[str, str]]:
   """The sweep of a file with the flags put in, its folder, its members, and files of weights."""
   sweep = cli.checked(plan.load, path)
@@ -90,7 +99,7 @@ def planned_of(path: str) -> tuple[Sweep, Path, list[plan.Member], dict[str, str
   for name, file in weights.items():
     if not os.path.isfile(file):
       raise cli.UsageError(f"--{name}={file}: no such file")
-  root = folder.local(_RUNS.value or f"runs/sweeps/{name_of(path)}")
+  root = folder.root_of(_RUNS.value or f"runs/sweeps/{name_of(path)}")
   return sweep, root, cli.checked(plan.members, sweep, fields(), list(weights)), weights
 
 
@@ -116,7 +125,11 @@ def fields() -> dict[str, object]:
 
 def executor(root: Path):
   """submitit's executor of the flags."""
-  more = dict(given.partition("=")[::2] for given in _SLURM_MORE.value)
+  more = {}
+  for given in _SLURM_MORE.value:
+    name, equals, more[name] = given.partition("=")
+    if not (name and equals):
+      raise cli.UsageError(f"--slurm={given}: expected NAME=VALUE, such as account=mine")
   given = {name: flag.value for name, flag in _SLURM.items()}
   return slurm.executor(root, parallel=_JOBS.value, slurm_additional_parameters=more or None, **given)
 

@@ -121,6 +121,8 @@ MISTAKES = {
   "field": (("list", "{tmp}/twelve.py", "--set=train.num_stpes=3"), "nearest: config.train.num_steps"),
   "value": (("list", "{tmp}/twelve.py", "--set=train.num_steps"), "expected FIELD=VALUE"),
   "jobs": (("run", "{tmp}/twelve.py", "--jobs=0"), "--jobs=0: at least 1"),
+  "launcher": (("run", "{tmp}/twelve.py", "--partition=gpu"), "--partition does not go with --launcher=local"),
+  "other launcher": (("run", "{tmp}/twelve.py", "--launcher=slurm", "--devices=all"), "--devices does not go with"),
   "devices": (("run", "{tmp}/twelve.py", "--devices=a"), "--devices=a: expected all, or numbers"),
   "object store": (("run", "{tmp}/twelve.py", "--runs=gs://bucket/s"), "--runs=gs://bucket/s: expected a folder"),
   "weights": (("run", "{tmp}/twelve.py", "--inception={tmp}/none.pth"), "none.pth: no such file"),

@@ -213,6 +213,7 @@ def evaluate(
   scorers: Sequence[Scorer],
   stored_only: bool = False,
   progress: Callable[[int], None] | None = None,
+  model: "Opened | None" = None,
 ) -> list[dict]:
   """The scores of a job's network by all evaluations that are for it.
 
@@ -222,12 +223,13 @@ def evaluate(
     scorers: of the job, from a ScorerPool.
     stored_only: take what is on file, compute nothing.
     progress: called with numbers of images done.
+    model: of the job, for several calls; opened here by default.
 
   Returns:
     Records as of `bench.score`, with "study": {"seed": …, labels of the run and of the evaluation, "NFE"}, and "main":
     whether the extractor is the metric's first one, whose scores tables show.
   """
-  model = _Opened(job)
+  model = model or Opened(job)
   log = records.Records(job.workdir / "evaluation" / "scores.jsonl")
   main = {metric: scorer.extractor.name for scorer in reversed(scorers) for metric in scorer.metrics}
   if job.config is None:
@@ -246,8 +248,8 @@ def evaluate(
   return out
 
 
-class _Opened:
-  """A job's network, loaded when it is first needed."""
+class Opened:
+  """A job's network, loaded when it is first needed; what is compiled for it stays with it."""
 
   def __init__(self, job: Job):
     self._workdir, self._model = job.workdir, None

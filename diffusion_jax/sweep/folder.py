@@ -29,11 +29,11 @@ MISSING, SUBMITTED, RUNNING, WAITING = "missing", "submitted", "running", "waiti
 STOPPED, FAILED, DONE = "stopped", "failed", "done"
 
 
-class Busy(Exception):
+class Busy(SweepError):
   """Another process is at work in this folder."""
 
 
-def local(root: str) -> Path:
+def root_of(root: str) -> Path:
   """The folder of a sweep; raises SweepError for one that has no locks."""
   if "://" in str(root):
     raise SweepError(f"--runs={root}: expected a folder of a file system with locks (local, NFS), not an object store")

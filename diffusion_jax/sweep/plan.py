@@ -126,6 +126,11 @@ def write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
     SweepError: the folder cannot be written.
     WorkdirError: a group's folder holds another config, as when a default of the library has changed since.
   """
+  with folder.hold(root, patience=60):  # two launchers may start at once
+    _write(root, path, sweep, planned)
+
+
+def _write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
   for member in planned:
     planned_config = root / member.group / "members"
     checkpoint.check_workdir(planned_config, member.config)

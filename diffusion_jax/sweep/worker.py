@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
   """The exit code: 0 if all members have a status that says what became of them, BUSY if another is at work."""
   workdir, weights, *ids = argv
   print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} on {socket.gethostname()}: {' '.join(ids)}")
-  for ours_to_ignore in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm's warnings go to every process of a job
-    signal.signal(ours_to_ignore, signal.SIG_IGN)
+  for warning in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm's go to every process of a job; the launcher heeds them
+    signal.signal(warning, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _terminated)
   try:
     with folder.hold(Path(workdir)):
@@ -62,8 +62,9 @@ def work(workdir: Path, weights: Mapping[str, str], ids: Sequence[str]):
     for member in members:
       folder.set_status(member, *(folder.FAILED, error) if error else (folder.WAITING, "trained"))
     if not error:
+      score = _Scoring(job, weights)
       for member in members:
-        _score(member, job, weights)
+        score(member)
   except (_Terminated, runs.Stopped) as stop:
     for member in members:
       if folder.written(member)["state"] in (folder.RUNNING, folder.WAITING):
@@ -85,19 +86,33 @@ def _train(workdir: Path) -> tuple[runs.Job | None, str]:
   return job, ""
 
 
-def _score(member: Path, job: runs.Job, weights: Mapping[str, str]):
-  folder.set_status(member, folder.RUNNING, "scoring")
-  try:
-    asked = folder.read_json(member / "member.json")
-    protocol = {name: value for name, value in asked["protocol"].items() if name != "weights"}
-    study = Study([job.run], [Evaluation({}, asked["sampling"])], **protocol)
-    found = runs.evaluate(study, job, runs.ScorerPool(study, weights).of(job))
-  except Exception as error:  # whatever it is, it is this member's alone
-    folder.set_status(member, folder.FAILED, _reason(error))
-    return
-  for record in found:
-    del record["study"]  # labels are the sweep's, which may rename them
-  folder.set_status(member, folder.DONE, scores=found)
+class _Scoring:
+  """Scores the members of a job, which share its network, what is compiled for it, and the real images' features."""
+
+  def __init__(self, job: runs.Job, weights: Mapping[str, str]):
+    self._job, self._weights, self._model, self._pools = job, weights, None, {}
+
+  def __call__(self, member: Path):
+    """Writes the member's status, and never raises for what is wrong with it."""
+    folder.set_status(member, folder.RUNNING, "scoring")
+    try:
+      asked = folder.read_json(member / "member.json")
+      found = self._records(asked["sampling"], asked["protocol"])
+    except Exception as error:  # whatever it is, it is this member's alone
+      folder.set_status(member, folder.FAILED, _reason(error))
+      return
+    for record in found:
+      del record["study"]  # labels are the sweep's, which may rename them
+    folder.set_status(member, folder.DONE, scores=found)
+
+  def _records(self, sampling: dict, protocol: dict) -> list[dict]:
+    fields = {name: value for name, value in protocol.items() if name != "weights"}
+    study = Study([self._job.run], [Evaluation({}, sampling)], **fields)
+    self._model = self._model or runs.Opened(self._job)
+    key = json.dumps(protocol, sort_keys=True)
+    if key not in self._pools:
+      self._pools[key] = runs.ScorerPool(study, self._weights)
+    return runs.evaluate(study, self._job, self._pools[key].of(self._job), model=self._model)
 
 
 def _reason(error: Exception) -> str:

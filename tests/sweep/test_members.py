@@ -99,7 +99,7 @@ def test_wrong_sweeps(tmp_path):
     plan.load(str(tmp_path / "s.py"))
 
 
-@pytest.mark.parametrize("name, count, trainings", [("digits_samplers", 64, 4), ("digits_rates", 11, 11)])
+@pytest.mark.parametrize("name, count, trainings", [("digits_samplers", 36, 4), ("digits_rates", 11, 11)])
 def test_committed_sweeps_hold_together(name, count, trainings):
   """The head of each says how many members and trainings it has."""
   path = f"configs/sweeps/{name}.py"
