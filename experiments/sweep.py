@@ -155,14 +155,13 @@ def report(root) -> list[table.Row]:
   root = Path(root)
   described, rows = table.read(root)
   text = table.text(described, rows, _SORT.value, _DESCENDING.value)
-  print(text)
   try:
     (root / "report.md").write_text(f"# {root.resolve().name}\n\n{text}\n")
     (root / "report.csv").write_text(table.as_csv(rows, _SORT.value, _DESCENDING.value))
     drawn = table.draw(described, rows, root / "report.png")
   except OSError as error:
     raise cli.UsageError(f"{root} cannot be written: {error}") from None
-  print(f"\nwrote {root}/report.md, report.csv" + " and report.png" * drawn)
+  print(f"{text}\n\nwrote {root}/report.md, report.csv" + " and report.png" * drawn)
   return rows
 
 
