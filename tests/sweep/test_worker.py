@@ -17,7 +17,7 @@ from diffusion_jax.training import checkpoint, loop
 def group(tmp_path, monkeypatch):
   """(workdir, ids) of three members that share a training."""
   monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
-  members = values("sampling.sampler", ("euler", "heun", "ddim"))
+  members = values("sampling.num_steps", (1, 2, 3))
   sweep = Sweep(sweeps.TINY, members, metrics=("frechet",), num_images=16)
   planned = plan.members(sweep, sweeps.SHORT)
   plan.write(tmp_path, "three.py", sweep, planned)
@@ -26,7 +26,7 @@ def group(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-  """How often the group was trained and its network loaded, and what happens while a sampler draws for a score."""
+  """How often the group was trained and its network loaded, and what happens while a member of so many steps is scored."""
   seen = {"trained": 0, "loaded": 0, "while": {}}
   train, load, generate = loop.train, checkpoint.load_for_inference, bench.sampling.generate
 
@@ -40,7 +40,7 @@ def calls(monkeypatch):
 
   def disturbed(config, method, variables, seeds, *args, **kwargs):
     if len(seeds) != 100:  # not the grid of training
-      seen["while"].get(config.sampling.sampler, lambda: None)()
+      seen["while"].get(config.sampling.num_steps, lambda: None)()
     return generate(config, method, variables, seeds, *args, **kwargs)
 
   monkeypatch.setattr(loop, "train", counted_train)
@@ -59,7 +59,7 @@ def out_of_memory():
 
 def test_a_score_that_fails_leaves_the_others_alone(group, calls, capsys):
   """They share one loaded network; again, the failed one alone is scored, and nothing is trained."""
-  calls["while"]["heun"] = out_of_memory
+  calls["while"][2] = out_of_memory
   worker.work(group[0], {}, group[1])
   assert states(*group) == ["done", "failed", "done"] and (calls["trained"], calls["loaded"]) == (1, 1)
   failed = folder.written(group[0] / "members" / group[1][1])
@@ -80,7 +80,7 @@ def test_a_training_that_fails_fails_its_members(group, calls, monkeypatch):
 
 
 def test_sigterm_while_scoring_leaves_the_rest_for_later(group, calls):
-  calls["while"]["heun"] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  calls["while"][2] = lambda: os.kill(os.getpid(), signal.SIGTERM)
   old = signal.signal(signal.SIGTERM, worker._terminated)
   try:
     worker.work(group[0], {}, group[1])
