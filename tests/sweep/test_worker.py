@@ -26,7 +26,7 @@ def group(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-  """How often the group was trained and its network loaded, and what happens while a member of so many steps is scored."""
+  """How often the group was trained and its network loaded, and what happens at a score with so many steps."""
   seen = {"trained": 0, "loaded": 0, "while": {}}
   train, load, generate = loop.train, checkpoint.load_for_inference, bench.sampling.generate
 
