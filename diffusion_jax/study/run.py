@@ -41,7 +41,7 @@ def load(path: str) -> Study:
   Raises:
     StudyError: there is no such file, or it is not a study.
   """
-  study = _call(path, "get_study")
+  study = call(path, "get_study")
   if not isinstance(study, Study):
     raise StudyError(f"{path}: get_study() must return a diffusion_jax.study.Study, got {type(study).__name__}")
   return study
@@ -54,12 +54,13 @@ def load_config(path: str, fields: Mapping[str, object] = {}) -> ConfigDict:
     StudyError: there is no such file, or it has no get_config().
     ConfigError: a field is unknown or of another type.
   """
-  config = _call(path, "get_config")
-  _override(config, fields)
+  config = call(path, "get_config")
+  override(config, fields)
   return config
 
 
-def _override(config: ConfigDict, fields: Mapping[str, object]):
+def override(config: ConfigDict, fields: Mapping[str, object]):
+  """Puts fields by dotted names into a config; raises ConfigError for one that is unknown or of another type."""
   known = config_lib.flatten(config)
   for field, value in fields.items():
     if field not in known:
@@ -70,7 +71,12 @@ def _override(config: ConfigDict, fields: Mapping[str, object]):
       raise config_lib.wrong(field, value, f"expected {type(known[field]).__name__}") from None
 
 
-def _call(path: str, name: str):
+def call(path: str, name: str):
+  """What a function of a Python file returns, "FILE.py" or with an argument of the function "FILE.py:ARGUMENT".
+
+  Raises:
+    StudyError: there is no such file, or it has no such function.
+  """
   file, _, argument = str(path).partition(":")
   if not epath.Path(file).is_file():
     raise StudyError(f"{file}: no such file")
@@ -113,7 +119,7 @@ def _evaluations(study: Study, run: Run, config: ConfigDict) -> list[tuple[Evalu
   for evaluation in study.evaluations:
     if all(run.labels.get(name) == value for name, value in evaluation.when.items()):
       chosen = config.copy_and_resolve_references()
-      _override(chosen, {f"sampling.{name}": value for name, value in evaluation.sampling.items()})
+      override(chosen, {f"sampling.{name}": value for name, value in evaluation.sampling.items()})
       config_lib.check(chosen)
       out.append((evaluation, chosen))
   return out
@@ -122,9 +128,14 @@ def _evaluations(study: Study, run: Run, config: ConfigDict) -> list[tuple[Evalu
 def _check_evaluations(study: Study, run: Run, config: ConfigDict, method: methods.Method):
   labels = []
   for evaluation, chosen in _evaluations(study, run, config):
-    config_lib.choose("sampling.sampler", chosen.sampling.sampler, method.samplers)
-    labels.append({**evaluation.labels, "NFE": sampling.evaluations(chosen.sampling, method)})
+    labels.append({**evaluation.labels, "NFE": check_sampling(chosen, method)})
   _refuse_twice(f"evaluations of {dict(run.labels)}", labels)
+
+
+def check_sampling(config: ConfigDict, method: methods.Method) -> int:
+  """Network evaluations an image; raises ConfigError if the method cannot be sampled as config.sampling says."""
+  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
+  return sampling.evaluations(config.sampling, method)
 
 
 def _refuse_twice(what: str, labels: Sequence[Mapping]):
@@ -202,6 +213,7 @@ def evaluate(
   scorers: Sequence[Scorer],
   stored_only: bool = False,
   progress: Callable[[int], None] | None = None,
+  model: "Opened | None" = None,
 ) -> list[dict]:
   """The scores of a job's network by all evaluations that are for it.
 
@@ -211,12 +223,13 @@ def evaluate(
     scorers: of the job, from a ScorerPool.
     stored_only: take what is on file, compute nothing.
     progress: called with numbers of images done.
+    model: of the job, for several calls; opened here by default.
 
   Returns:
     Records as of `bench.score`, with "study": {"seed": …, labels of the run and of the evaluation, "NFE"}, and "main":
     whether the extractor is the metric's first one, whose scores tables show.
   """
-  model = _Opened(job)
+  model = model or Opened(job)
   log = records.Records(job.workdir / "evaluation" / "scores.jsonl")
   main = {metric: scorer.extractor.name for scorer in reversed(scorers) for metric in scorer.metrics}
   if job.config is None:
@@ -235,8 +248,8 @@ def evaluate(
   return out
 
 
-class _Opened:
-  """A job's network, loaded when it is first needed."""
+class Opened:
+  """A job's network, loaded when it is first needed; what is compiled for it stays with it."""
 
   def __init__(self, job: Job):
     self._workdir, self._model = job.workdir, None

@@ -1,0 +1,155 @@
+"""From a sweep to what is launched: members with stable ids, in groups that share one training.
+
+A group is named after the hash of what determines its updates (`study.run.config_hash`), a member after what
+determines its scores besides: sampling, metrics, number of images. So neither the order of fields, nor labels, nor the
+place of the folder count, and a sweep that is launched again finds what it has.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import methods
+from diffusion_jax.evaluation import records, scoring
+from diffusion_jax.study import run as runs
+from diffusion_jax.sweep import folder
+from diffusion_jax.sweep.description import Sweep, SweepError, as_override
+from diffusion_jax.training import checkpoint
+
+
+class Member(NamedTuple):
+  """One column of settings, as the report shows it, and where it lies."""
+
+  name: str  # "sampler=heun,num_steps=9"
+  labels: dict[str, object]  # with "NFE"
+  group: str  # 8 hexadecimal digits
+  id: str  # 8 hexadecimal digits
+  config: ConfigDict
+  protocol: dict  # what is measured
+
+  def path(self, root: Path) -> Path:
+    """Its folder in a sweep's folder."""
+    return member_path(root, self.group, self.id)
+
+
+def member_path(root: Path, group: str, id: str) -> Path:
+  """A member's folder in a sweep's folder."""
+  return root / group / "members" / id
+
+
+def load(path: str) -> Sweep:
+  """The sweep of a file, "configs/sweeps/NAME.py" or with an argument of its get_sweep(), "NAME.py:ARGUMENT".
+
+  Raises:
+    SweepError, StudyError: there is no such file, or it is not a sweep.
+  """
+  sweep = runs.call(path, "get_sweep")
+  if not isinstance(sweep, Sweep):
+    raise SweepError(f"{path}: get_sweep() must return a diffusion_jax.sweep.Sweep, got {type(sweep).__name__}")
+  return sweep
+
+
+def members(sweep: Sweep, fields: Mapping[str, object] = {}, weights: Sequence[str] = ()) -> list[Member]:
+  """The members of a sweep, all checked, so that none is refused after hours.
+
+  Args:
+    sweep: what is run.
+    fields: put into every base config, before the members' own.
+    weights: names of the extractors whose weights are given.
+
+  Raises:
+    SweepError: there is no member, two are alike, or one cannot be run; names it, the field and what was expected.
+  """
+  _check_protocol(sweep)
+  protocol = {
+    "metrics": None if sweep.metrics is None else list(sweep.metrics),
+    "num_images": sweep.num_images,
+    "blocks": sweep.blocks,
+    "extractor": sweep.extractor,
+    "weights": sorted(weights),
+  }
+  out, by_id, by_name, opened = [], {}, {}, {}
+  for override in map(as_override, sweep.members):
+    member = _member(sweep, override, fields, protocol, opened)
+    if member.id in by_id:
+      raise SweepError(f"two members are the same run: {by_id[member.id].name} and {member.name}")
+    if member.name in by_name:
+      raise SweepError(f"two members are called {member.name}: a label must tell them apart")
+    by_id[member.id] = by_name[member.name] = member
+    out.append(member)
+  if not out:
+    raise SweepError("the sweep has no members")
+  return out
+
+
+def _member(sweep: Sweep, override, fields, protocol: dict, opened: dict) -> Member:
+  plain = lambda value: value if isinstance(value, str | int | float) else str(value)
+  labels = {label: plain(value) for label, value in override.labels.items()}
+  name = ",".join(f"{label}={value}" for label, value in labels.items()) or "base"
+  own = dict(override.fields)
+  file = own.pop("config", sweep.config)
+  try:
+    if file not in opened:
+      opened[file] = runs.load_config(file, fields)
+    config = opened[file].copy_and_resolve_references()
+    runs.override(config, own)
+    config_lib.check(config)
+    group = runs.config_hash(config)
+    if group not in opened:
+      opened[group] = methods.from_config(config)
+    nfe = runs.check_sampling(config, opened[group])
+  except ValueError as error:  # ConfigError and StudyError are
+    raise SweepError(f"member {name}: {' '.join(str(error).split())}") from None
+  default = config_lib.default().sampling
+  sampling = {key: value for key, value in config.sampling.items() if default[key] != value}
+  id = records.digest([group, sampling, protocol])[:8]
+  return Member(name, {**labels, "NFE": nfe}, group, id, config, protocol)
+
+
+def _check_protocol(sweep: Sweep):
+  for metric in sweep.metrics or ():
+    if metric not in scoring.METRICS:
+      raise SweepError(f"metrics are {', '.join(scoring.METRICS)}, got {metric!r}")
+  least = scoring.minimum_images(sweep.metrics or ("frechet",))
+  if sweep.num_images < least or sweep.blocks < 1:
+    raise SweepError(f"expected num_images >= {least}, blocks >= 1, got {sweep.num_images}, {sweep.blocks}")
+
+
+def write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
+  """Writes what workers and reports need; files that are there already stay untouched.
+
+  Raises:
+    SweepError: the folder cannot be written.
+    WorkdirError: a group's folder holds another config, as when a default of the library has changed since.
+  """
+  with folder.hold(root, patience=60):  # two launchers may start at once
+    _write(root, path, sweep, planned)
+
+
+def _write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
+  for member in planned:
+    planned_config = root / member.group / "members"
+    checkpoint.check_workdir(planned_config, member.config)
+    if not (planned_config / "config.json").exists():
+      checkpoint.write_config(planned_config, member.config)
+    if not (member.path(root) / "member.json").exists():
+      value = {"sampling": dict(member.config.sampling), "protocol": member.protocol}
+      folder.write_json(member.path(root) / "member.json", value)
+  listed = [{"name": m.name, "labels": m.labels, "group": m.group, "id": m.id} for m in planned]
+  plot = sweep.plot and sweep.plot._asdict()
+  value = {"sweep": path, "about": sweep.about.strip(), "metrics": sweep.metrics, "plot": plot, "members": listed}
+  value = json.loads(json.dumps(value))  # tuples become lists, as they are on file
+  if not (root / "sweep.json").exists() or folder.read_json(root / "sweep.json") != value:
+    folder.write_json(root / "sweep.json", value)
+
+
+def groups(planned: Sequence[Member]) -> dict[str, list[Member]]:
+  """Members by the training that they share, in the order of the sweep."""
+  out = {}
+  for member in planned:
+    out.setdefault(member.group, []).append(member)
+  return out
