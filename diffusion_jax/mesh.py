@@ -1,5 +1,6 @@
 """The local devices as one axis, over which batches lie."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
+_compiling_for: list[str] = []
+
+
+def platform() -> str:
+  """What programs are compiled for: "cpu", "gpu", "tpu"; this machine's default unless `compiling_for` says else."""
+  return _compiling_for[-1] if _compiling_for else jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str):
+  """Inside, functions that look at `platform` are traced for another machine than this one."""
+  _compiling_for.append(name)
+  try:
+    yield
+  finally:
+    _compiling_for.pop()
 
 
 def batch_sharding() -> NamedSharding:

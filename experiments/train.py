@@ -15,6 +15,7 @@ from diffusion_jax.training import loop, plan
 get_config = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, shared by all hosts; resumed if it exists.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the update and print what it needs; train and write nothing.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "For --dry_run: TPU chips that are not here, such as v5e:2x4.")
 _PROFILE = flags.DEFINE_string("profile", None, "FIRST-LAST: steps of which a trace is written to WORKDIR/profile.")
 start_hosts = cli.define_hosts()
 
@@ -23,9 +24,11 @@ def main():
   if not _WORKDIR.value and not _DRY_RUN.value:
     raise cli.UsageError("--workdir is missing: the folder of the run")
   config, steps = get_config(), profiled(_PROFILE.value)
+  if _TOPOLOGY.value and not _DRY_RUN.value:
+    raise cli.UsageError(f"--topology={_TOPOLOGY.value}: goes with --dry_run alone")
   start_hosts()
   if _DRY_RUN.value:
-    plan.show(config, _WORKDIR.value)
+    plan.show(config, _WORKDIR.value, _TOPOLOGY.value)
   else:
     loop.train(config, _WORKDIR.value, steps)
 

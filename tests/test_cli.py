@@ -292,7 +292,7 @@ def test_mistakes_leave_nothing_behind(results, folder):
 
 
 def test_a_run_that_diverges_ends_with_code_1(results, folder):
-  """After max_skipped updates in a row the last line names step and seed; every line of metrics counts them."""
+  """After max_skipped updates in a row the last line names step and seed; the line of metrics before counts them."""
   code, _, err = results["diverged"]
   assert code == 1, err
   last = err.splitlines()[-1]
@@ -300,7 +300,7 @@ def test_a_run_that_diverges_ends_with_code_1(results, folder):
   for part in ("step 5", "seed 17", "the last 5 updates", "config.train.max_skipped = 5"):
     assert part in last, last
   lines = [json.loads(line) for line in (folder / "poisoned" / "metrics.jsonl").read_text().splitlines()]
-  assert [(m["step"], m["loss"], m["skipped"]) for m in lines] == [(3, None, 3), (6, None, 3)]
+  assert [(m["step"], m["loss"], m["skipped"]) for m in lines] == [(3, None, 3)]
 
 
 def test_samples_are_written_and_not_written_over(results, folder):

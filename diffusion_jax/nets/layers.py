@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax import mesh
 from diffusion_jax.types import Array, Key
 
 
@@ -75,7 +76,7 @@ class Conv(nn.Module):
     shape = (3, 3, x.shape[-1], self.features)
     kernel = self.param("kernel", self.init_law.kernel, shape)
     bias = self.param("bias", self.init_law.offset(math.prod(shape[:3])), (self.features,))
-    convolve = conv3x3_cpu if jax.default_backend() == "cpu" else conv3x3
+    convolve = conv3x3_cpu if mesh.platform() == "cpu" else conv3x3
     return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.padding) + bias.astype(self.dtype)
 
 
@@ -217,7 +218,7 @@ def backward_once(x: Array, emb: Array) -> Array:
 @backward_once.defjvp
 def _backward_once_jvp(primals, tangents):
   (x, emb), (dx, _) = primals, tangents
-  if jax.default_backend() != "cpu":
+  if mesh.platform() != "cpu":
     return x, dx
   return x, jax.lax.cond(emb[0, 0] < -1, jnp.zeros_like, lambda dx: dx, dx)
 

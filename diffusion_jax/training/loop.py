@@ -136,16 +136,22 @@ class Prepared(NamedTuple):
   initial: warm.Fit | None  # weights to start from
 
 
-def prepare(config, workdir) -> Prepared:
-  """Everything that can be wrong is looked at, and nothing is written; without a workdir (None) the run is a new one.
+def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
+  """Everything that can be wrong is looked at, and nothing is written.
+
+  Args:
+    config: the run's.
+    workdir: None for a run that has none yet.
+    layout: in place of config.train.parallel on this machine's devices.
 
   Raises:
     ConfigError, WorkdirError, DataError: something is.
   """
-  config_lib.check(config, jax.device_count())
+  config_lib.check(config)
+  layout = layout or parallel.from_config(config.train.parallel)
+  config_lib.check(config, layout.mesh.size)
   initial = warm.load(config, workdir)
   config = warm.resolve(config, initial, workdir)
-  layout = parallel.from_config(config.train.parallel)
   method = methods.from_config(config, layout.axis_name)
   if initial is not None:
     initial = warm.fit(initial, method, config)

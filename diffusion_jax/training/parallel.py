@@ -49,6 +49,9 @@ class Layout(Protocol):
   def laid_shapes(self, shapes):
     """The shapes of what `lay` gives, with their shardings; nothing is allocated."""
 
+  def split_shapes(self, batch, updates_per_call: int = 1):
+    """The shapes of what `split` gives, for those of the global batch of one update."""
+
   def split(self, batches: list[dict[str, np.ndarray]]):
     """Lays this host's share of one or more consecutive batches, one dict of [share, ...] an update."""
 
@@ -137,6 +140,15 @@ class Pmap:
 
     return jax.tree.map(on_hosts, tree)
 
+  def split_shapes(self, batch, updates_per_call=1):
+    count, several = jax.local_device_count(), () if updates_per_call == 1 else (updates_per_call,)
+
+    def shape(s):
+      per_device = (count, *several, s.shape[0] // self.mesh.size, *s.shape[1:])
+      return jax.ShapeDtypeStruct(per_device, s.dtype, sharding=batch_sharding())
+
+    return jax.tree.map(shape, batch)
+
   def split(self, batches):
     count = jax.local_device_count()
 
@@ -163,8 +175,9 @@ class Jit:
 
   axis_name = None
 
-  def __init__(self, split_state: bool = False):
-    self.mesh = Mesh(_devices(), (AXIS,))
+  def __init__(self, split_state: bool = False, devices=None):
+    """By default all devices; others may be described ones, for which programs can be compiled alone."""
+    self.mesh = Mesh(_devices() if devices is None else np.array(devices), (AXIS,))
     self._split_state = split_state
     self._whole = NamedSharding(self.mesh, PartitionSpec())
 
@@ -189,9 +202,15 @@ class Jit:
   def gather(self, tree):
     return tree
 
+  def _batch_sharding(self, updates_per_call) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec(AXIS) if updates_per_call == 1 else PartitionSpec(None, AXIS))
+
+  def split_shapes(self, batch, updates_per_call=1):
+    several, sharding = () if updates_per_call == 1 else (updates_per_call,), self._batch_sharding(updates_per_call)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((*several, *s.shape), s.dtype, sharding=sharding), batch)
+
   def split(self, batches):
-    spec = PartitionSpec(AXIS) if len(batches) == 1 else PartitionSpec(None, AXIS)
-    lay = functools.partial(jax.make_array_from_process_local_data, NamedSharding(self.mesh, spec))
+    lay = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding(len(batches)))
     return jax.tree.map(lambda *parts: lay(parts[0] if len(parts) == 1 else np.stack(parts)), *batches)
 
   def everywhere(self, tree):

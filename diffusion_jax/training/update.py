@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffusion_jax import mesh
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Params
 
@@ -97,7 +98,7 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
 
 def loop_unroll(length: int) -> int:
   """How far to unroll a loop of updates: whole on CPU, where gradient convolutions in a loop are 25–150× slower."""
-  return length if jax.default_backend() == "cpu" else 1
+  return length if mesh.platform() == "cpu" else 1
 
 
 def apply_gradients(
