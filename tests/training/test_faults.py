@@ -157,3 +157,12 @@ def test_a_dry_run_says_what_a_run_needs_and_writes_nothing(tmp_path):
   share = float(done.stdout.split("state ")[1].split()[0])
   assert count > 100_000 and 16e-6 * count / 8 < share < 16e-6 * count / 4  # small arrays lie whole on each
   assert not (tmp_path / "run").exists()
+
+
+def test_data_on_the_devices_give_the_run_of_data_on_the_host(config, tmp_path):
+  """To the bit; the host then sends numbers alone."""
+  loop.train(config, tmp_path / "host")
+  config.data.cache = "device"
+  loop.train(config, tmp_path / "device")
+  host, device = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("host", "device"))
+  assert host == device

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from training import tiny, toy
 
 from diffusion_jax import methods
@@ -105,3 +106,48 @@ def test_fourier_frequencies_come_with_the_weights(tmp_path):
   config.network.freqs = (0.5, 1.0, 3.0)
   with pytest.raises(ConfigError, match="config.network.freqs = .*must be"):
     warm.resolve(config, source, tmp_path)
+
+
+def test_a_part_of_another_network_is_taken_and_reported(tmp_path, monkeypatch):
+  """Of a wider network those that match a pattern and fit; the report accounts for every parameter on either side."""
+  config = tiny.get_config()
+  config.network.num_blocks = 2
+  monkeypatch.setattr(loop, "save_grid", lambda *_: None)
+  source = tiny.get_config()
+  source.data.num_classes, source.label_dropout = 0, 0.0  # a network without labels, so map_label is not there
+  method = methods.from_config(source)
+  state = start.create_state(method, source)
+  checkpoint.write_config(tmp_path / "source", source)
+  checkpoints = checkpoint.Checkpoints(tmp_path / "source", source)
+  checkpoints.save(state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema)), 5)
+  checkpoints.close()
+
+  config.init_from = str(tmp_path / "source")
+  config.init_only = ("net/enc_*", "net/map_label/*", "net/dec_8x8_aux_conv/bias")
+  fit = fitted(config, tmp_path / "run")
+  before = start.create_state(methods.from_config(config), config)
+  flat = lambda tree: traverse_util.flatten_dict(tree, sep="/")
+  after, theirs = warm.take(before, fit), flat(state.ema)
+  taken = [path for path, reason in fit.reasons.items() if not reason]
+  assert "net/dec_8x8_aux_conv/bias" in taken and any("enc_8x8_block0" in path for path in taken)
+  assert fit.reasons["net/map_label/kernel"] == "not in that network"
+  assert fit.reasons["net/enc_8x8_block1/conv0/kernel"] == "not in that network"
+  assert fit.reasons["net/dec_8x8_aux_conv/kernel"] == "matches no pattern"
+  assert fit.reasons.keys() == flat(before.params).keys() | theirs.keys()
+  for tree in (after.params, after.ema):
+    for path, leaf in flat(tree).items():
+      np.testing.assert_array_equal(leaf, theirs[path] + 1 if path in taken else flat(before.params)[path])
+  warm.report(fit, config, tmp_path)
+  record = json.loads((tmp_path / "init_from.json").read_text())
+  assert record["taken"] == taken and set(record["not_taken"]) == fit.reasons.keys() - set(taken)
+
+
+def test_parameters_of_other_shapes_are_left_out_and_patterns_that_take_nothing_refused(tmp_path):
+  config = published_config()
+  config.network.channels *= 2
+  config.init_only = ("net/*",)
+  fit = fitted(config, tmp_path)
+  assert "shape [" in fit.reasons["net/map_layer0/kernel"] and any(path.endswith("aux_conv/bias") for path in fit.taken)
+  config.init_only = ("net/encoder.*",)
+  with pytest.raises(ConfigError, match=r"config.init_only = \('net/encoder.\*',\): no parameter matches and fits; "):
+    fitted(config, tmp_path)
