@@ -20,20 +20,18 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import files, mesh, methods
-from diffusion_jax.training import start
+from diffusion_jax.training import digests, start
 from diffusion_jax.training import state as state_lib
+from diffusion_jax.training.run_config import WorkdirError, as_config
+from diffusion_jax.training.run_config import check_workdir as check_workdir
+from diffusion_jax.training.run_config import read_config as read_config
+from diffusion_jax.training.run_config import write_config as write_config
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Params
 
 T = TypeVar("T")
 
 FORMAT = 1  # of what a checkpoint holds; one of a later format is refused
-_DIGESTS = "digests.json"
-_ORBAX_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the digests
-
-
-class WorkdirError(ValueError):
-  """A workdir that cannot serve; its message is one line."""
 
 
 class SaveError(RuntimeError):
@@ -132,7 +130,7 @@ class Checkpoints:
       return
     for folder in self._folder.iterdir():
       if folder.name.split(".")[0] == str(self._writing):
-        (folder / _DIGESTS).write_text(json.dumps(_digests(folder), indent=1) + "\n")
+        digests.write(folder)
 
 
 @contextlib.contextmanager
@@ -165,42 +163,6 @@ def steps_of(folder: epath.Path) -> list[int]:
   return sorted(int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path))
 
 
-def altered(folder: epath.Path) -> str:
-  """The first file of a checkpoint that is missing or not as it was written, in words; "" if there is none."""
-  if files.is_remote(folder):
-    return ""  # the service sees to that
-  try:
-    digests = json.loads((folder / _DIGESTS).read_text())
-  except FileNotFoundError:
-    return ""  # of another program: what can be read is believed
-  except (OSError, ValueError) as error:
-    return f"{_DIGESTS} cannot be read: {error}"
-  found = _digests(folder)
-  for name, digest in digests.items():
-    if found.get(name) != digest:
-      return f"{name} is {'altered' if name in found else 'missing'}"
-  return ""
-
-
-def _digests(folder: epath.Path) -> dict[str, str]:
-  """{relative path: SHA-256 in hexadecimal} of a checkpoint's files."""
-  names = {str(path.relative_to(folder)): path for path in _files(folder)}
-  return {
-    name: hashlib.sha256(path.read_bytes()).hexdigest()
-    for name, path in names.items()
-    if path.name not in (_DIGESTS, *_ORBAX_LAST)
-  }
-
-
-def _files(folder: epath.Path):
-  """All files under a folder, in the order of their names."""
-  for path in sorted(folder.iterdir()):
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
-
-
 def _read_meta(folder: epath.Path) -> dict:
   """What a checkpoint says of itself; raises WorkdirError if it is of a format that this version does not know."""
   meta = json.loads((folder / "meta" / "metadata").read_text())
@@ -211,7 +173,7 @@ def _read_meta(folder: epath.Path) -> dict:
 
 def _read_whole(folder: epath.Path, read: Callable[[], T]) -> T | None:
   """read(), if a checkpoint is as it was written; else None, with a warning."""
-  damage = mesh.from_first_host(lambda: altered(folder))
+  damage = mesh.from_first_host(lambda: digests.altered(folder))
   if not damage:
     try:
       _read_meta(folder)
@@ -251,71 +213,6 @@ class _Kept:
     return [step in kept or bool(every and step % every == 0) for step in steps]
 
 
-# --- the run's config -------------------------------------------------------------------------------------------------
-
-
-def write_config(workdir, config: ConfigDict):
-  """Writes workdir/config.json, through a temporary file; raises WorkdirError where that is not possible."""
-  workdir = epath.Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(config_lib.flatten(config), indent=1) + "\n")
-    temporary.replace(workdir / "config.json")
-  except OSError as error:
-    raise WorkdirError(f"--workdir={workdir} cannot be written: {error}") from None
-
-
-def read_config(workdir) -> ConfigDict:
-  """The config of a run.
-
-  Raises:
-    WorkdirError: the workdir holds no run, or its config cannot be read.
-  """
-  path = epath.Path(workdir) / "config.json"
-  if not path.exists():
-    raise WorkdirError(f"--workdir={workdir}: no run here, config.json is missing")
-  try:
-    return _as_config(json.loads(path.read_text()))
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise WorkdirError(f"{path} cannot be read: {error}") from None
-
-
-def _as_config(fields: dict) -> ConfigDict:
-  """A config from its fields by dotted names, as JSON gives them."""
-  config = config_lib.default()
-  for field, value in fields.items():
-    config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
-  return config
-
-
-# What does not change a run's updates, and may differ when it goes on. A last dot stands for all fields of a part.
-_FREE = (
-  "train.num_steps", "train.parallel", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
-  "train.keep_best", "train.sample_every", "train.score_every", "train.score_images", "train.score_inception",
-  "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
-)  # fmt: skip
-
-
-def check_workdir(workdir, config: ConfigDict):
-  """Raises WorkdirError if the workdir holds the run of another config.
-
-  What does not change the run's updates may differ, such as train.num_steps, data.path and all of sampling.
-  """
-  if workdir is None or not (epath.Path(workdir) / "config.json").exists():
-    return
-  old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
-  for field in new:
-    free = any(field == name or (name.endswith(".") and field.startswith(name)) for name in _FREE)
-    if field == "data.path" and config.data.name == "tfds":
-      free = False  # a name, not a place
-    if old[field] != new[field] and not free:
-      raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
-
-
-# --- reading a run ----------------------------------------------------------------------------------------------------
-
-
 def has_checkpoint(workdir) -> bool:
   """Whether a run has anything to go on from; no workdir has nothing."""
   return workdir is not None and bool(steps_of(folder_of(workdir)))
@@ -339,8 +236,8 @@ def best(workdir) -> int:
 
 def fingerprint(workdir, step: int) -> str:
   """SHA-256 in hexadecimal of the files of one checkpoint: their names and bytes."""
-  digests = _digests(folder_of(workdir) / str(step))
-  return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+  found = digests.of(folder_of(workdir) / str(step))
+  return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def load_for_inference(path, step: int | None = None, config: ConfigDict | None = None) -> tuple[methods.Method, dict]:
@@ -390,7 +287,7 @@ def load_averages(path, step: int | None = None) -> tuple[dict[str, Params], Con
 
 
 def _read_averages(folder: epath.Path) -> tuple[dict[str, Params], ConfigDict]:
-  config = _as_config(_read_meta(folder)["config"])
+  config = as_config(_read_meta(folder)["config"])
   shapes = start.shapes(methods.from_config(config), config).ema
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   template = {"ema": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)}

@@ -1,0 +1,71 @@
+"""A run's config in its workdir: config.json, and what may differ when the run goes on."""
+
+import json
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+
+
+class WorkdirError(ValueError):
+  """A workdir that cannot serve; its message is one line."""
+
+
+def write_config(workdir, config: ConfigDict):
+  """Writes workdir/config.json, through a temporary file; raises WorkdirError where that is not possible."""
+  workdir = epath.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(config_lib.flatten(config), indent=1) + "\n")
+    temporary.replace(workdir / "config.json")
+  except OSError as error:
+    raise WorkdirError(f"--workdir={workdir} cannot be written: {error}") from None
+
+
+def read_config(workdir) -> ConfigDict:
+  """The config of a run.
+
+  Raises:
+    WorkdirError: the workdir holds no run, or its config cannot be read.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    raise WorkdirError(f"--workdir={workdir}: no run here, config.json is missing")
+  try:
+    return as_config(json.loads(path.read_text()))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise WorkdirError(f"{path} cannot be read: {error}") from None
+
+
+def as_config(fields: dict) -> ConfigDict:
+  """A config from its fields by dotted names, as JSON gives them."""
+  config = config_lib.default()
+  for field, value in fields.items():
+    config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+  return config
+
+
+# What does not change a run's updates, and may differ when it goes on. A last dot stands for all fields of a part.
+_FREE = (
+  "train.num_steps", "train.parallel", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
+  "train.keep_best", "train.sample_every", "train.score_every", "train.score_images", "train.score_inception",
+  "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
+)  # fmt: skip
+
+
+def check_workdir(workdir, config: ConfigDict):
+  """Raises WorkdirError if the workdir holds the run of another config.
+
+  What does not change the run's updates may differ, such as train.num_steps, data.path and all of sampling.
+  """
+  if workdir is None or not (epath.Path(workdir) / "config.json").exists():
+    return
+  old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
+  for field in new:
+    free = any(field == name or (name.endswith(".") and field.startswith(name)) for name in _FREE)
+    if field == "data.path" and config.data.name == "tfds":
+      free = False  # a name, not a place
+    if old[field] != new[field] and not free:
+      raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
