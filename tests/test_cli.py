@@ -120,6 +120,23 @@ MISTAKES = {
   "empty workdir": (sample("--workdir={tmp}/nothing"), ["--workdir={tmp}/nothing", "no run here"]),
   "no checkpoint": (sample("--workdir={tmp}/begun"), ["--workdir={tmp}/begun", "no checkpoint"]),
   "no such checkpoint": (sample("--workdir={tmp}/run", "--step=3"), ["step 3", "[24]"]),
+  "no best checkpoint": (
+    sample("--workdir={tmp}/run", "--step=best"), ["no checkpoint here has a score", "score_every"]
+  ),
+  "checkpoint that is no number": (sample("--workdir={tmp}/run", "--step=last"), ["--step=last", "best"]),
+  "layout": (train(DEMO, NEW, "--config.train.parallel=pmpa"), ["train.parallel = 'pmpa'", "nearest: pmap"]),
+  "cache": (train(DEMO, NEW, "--config.data.cache=ram"), ["data.cache = 'ram'", "host"]),
+  "score between checkpoints": (
+    train(DEMO, NEW, "--config.train.score_every=100"), ["train.score_every = 100", "checkpoint_every (250)"]
+  ),
+  "weights of a score": (
+    train(DEMO, NEW, "--config.train.score_every=250", "--config.train.score_inception={tmp}/empty.py"), ["empty.py"]
+  ),
+  "part of nothing": (train(DEMO, NEW, "--config.init_only=('net/*',)"), ["init_only", "without init_from"]),
+  "hosts that nothing tells": (train(DEMO, NEW, "--multihost"), ["--multihost", "coordinator_address"]),
+  "steps of a trace": (train(DEMO, NEW, "--profile=7"), ["--profile=7", "10-14"]),
+  "topology of a run": (train(DEMO, NEW, "--topology=v5e:2x4"), ["--topology=v5e:2x4", "--dry_run"]),
+  "no such topology": (train(DEMO, "--dry_run", "--topology=v99:2x4"), ["--topology=v99:2x4", "libtpu"]),
   "sampler": (sample("--workdir={tmp}/run", "--sampler=dddm"), ["sampling.sampler = 'dddm'", "heun", "ddim"]),
   "churn for ddim": (sample("--workdir={tmp}/run", "--sampler=ddim", "--churn=5"), ["sampling.churn = 5.0", "ddim"]),
   "steps": (sample("--workdir={tmp}/run", "--num_steps=0"), ["num_steps = 0", "positive"]),

@@ -70,7 +70,6 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
   read = lambda k: batching.batch(read_from, config.seed, k, size, *parallel.host_slots(size))
   make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
   key = start.train_key(config)
-  score = scores.InTraining(config, method) if config.train.score_every else None
   pending = collections.deque()  # (step, skipped_in_row) of the calls that may still run
 
   def settle(calls: int = 0):
@@ -109,8 +108,8 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
       if due(config.train.checkpoint_every) or stopping:
         settle()
         value = None
-        if score and due(config.train.score_every):
-          value = score(state_lib.inference_variables(layout.whole(state.ema)))
+        if run.score and due(config.train.score_every):
+          value = run.score(state_lib.inference_variables(layout.whole(state.ema)))
           writer.score(step, value)
         writer.flush()
         checkpoints.save(layout.gather(state), step, value)
@@ -134,6 +133,7 @@ class Prepared(NamedTuple):
   source: sources.Source
   shapes: state_lib.TrainState  # of jax.ShapeDtypeStruct
   initial: warm.Fit | None  # weights to start from
+  score: scores.InTraining | None
 
 
 def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
@@ -158,7 +158,8 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   sampling.schedule_of(config.sampling, method)
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config)
-  return Prepared(config, method, layout, source, start.shapes(method, config), initial)
+  score = scores.InTraining(config, method) if config.train.score_every else None
+  return Prepared(config, method, layout, source, start.shapes(method, config), initial, score)
 
 
 def measure_data(config, source: sources.Source):

@@ -18,13 +18,14 @@ class InTraining:
   def __init__(self, config, method: methods.Method):
     """Raises ConfigError where that cannot be measured."""
     self._config, self._method = config, method
-    files = {"inception": config.train.score_inception}
+    weights = config.train.score_inception
+    extractor, files = ("inception", {"inception": weights}) if weights else (None, None)
     try:
-      (self._scorer,) = bench.scorers_for(config, ["frechet"], files=files)
+      (self._scorer,) = bench.scorers_for(config, ["frechet"], extractor, files)
     except config_lib.ConfigError:
       raise
     except ValueError as error:
-      raise config_lib.wrong("train.score_inception", config.train.score_inception, str(error)) from None
+      raise config_lib.wrong("train.score_inception", weights, str(error)) from None
     least = scoring.minimum_images(("frechet",))
     if config.train.score_images < least:
       raise config_lib.wrong("train.score_images", config.train.score_images, f"must be at least {least}")

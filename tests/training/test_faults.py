@@ -142,7 +142,7 @@ def test_a_dry_run_says_what_a_run_needs_and_writes_nothing(tmp_path):
   """Its numbers are those of the network: parameters, and 16 bytes of state for each, split by fsdp."""
   argv = [sys.executable, "experiments/train.py", "--config=tests/training/tiny.py", f"--workdir={tmp_path}/run"]
   argv += ["--dry_run", "--config.train.batch_size=16", "--config.network.channels=32"]
-  argv += ["--config.train.parallel=fsdp", "--config.train.accumulation=2"]
+  argv += ["--config.train.parallel=fsdp", "--config.train.accumulation=2", f"--compilation_cache={tmp_path}/cache"]
   flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
   done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags})
   assert done.returncode == 0, done.stderr
@@ -157,6 +157,7 @@ def test_a_dry_run_says_what_a_run_needs_and_writes_nothing(tmp_path):
   share = float(done.stdout.split("state ")[1].split()[0])
   assert count > 100_000 and 16e-6 * count / 8 < share < 16e-6 * count / 4  # small arrays lie whole on each
   assert not (tmp_path / "run").exists()
+  assert any((tmp_path / "cache").iterdir())  # what was compiled is kept for the run itself
 
 
 def test_data_on_the_devices_give_the_run_of_data_on_the_host(config, tmp_path):
