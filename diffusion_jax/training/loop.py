@@ -64,10 +64,12 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
 
   per_call, num_steps, size = config.train.updates_per_call, config.train.num_steps, config.train.batch_size
   update_call = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
-  data, read_from = None, source
-  if config.data.cache == "device":  # then the host sends numbers alone
-    data, read_from = layout.everywhere(sources.everything(source)), sources.Numbers(len(source))
-  read = lambda k: batching.batch(read_from, config.seed, k, size, *parallel.host_slots(size))
+  data = None
+  if config.data.cache == "device":  # then the host keeps nothing, and sends numbers alone
+    data = layout.everywhere(sources.everything(source))
+    source = sources.Numbers(len(source))
+    run = run._replace(source=source)
+  read = lambda k: batching.batch(source, config.seed, k, size, *parallel.host_slots(size))
   make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
   key = start.train_key(config)
   pending = collections.deque()  # (step, skipped_in_row) of the calls that may still run

@@ -58,6 +58,9 @@ class Layout(Protocol):
   def everywhere(self, tree):
     """Lays a whole copy of every NumPy array on each device."""
 
+  def everywhere_shapes(self, shapes):
+    """The shapes of what `everywhere` gives."""
+
   def whole(self, tree):
     """What is laid, as NumPy arrays on every host; all hosts must call it."""
 
@@ -162,6 +165,9 @@ class Pmap:
     sharding, count = batch_sharding(), jax.local_device_count()
     return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(np.asarray(x), (count, *np.shape(x))), sharding), tree)
 
+  def everywhere_shapes(self, shapes):
+    return self.laid_shapes(shapes)
+
   def whole(self, tree):
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
@@ -215,6 +221,9 @@ class Jit:
 
   def everywhere(self, tree):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._whole, np.asarray(x), np.shape(x)), tree)
+
+  def everywhere_shapes(self, shapes):
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._whole), shapes)
 
   def whole(self, tree):
     copy = jax.jit(lambda tree: tree, out_shardings=self._whole)(tree)

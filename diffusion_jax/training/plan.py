@@ -82,13 +82,17 @@ def description(run: loop.Prepared) -> list[str]:
 def compiled(run: loop.Prepared) -> list[str]:
   """Lines about the compiled update: the compiler's own account of one device's memory."""
   layout, train = run.layout, run.config.train
-  batch = start.example_batch(run.config, train.batch_size)
-  pixels = jax.ShapeDtypeStruct(batch["image"].shape, run.source.gather([0])["image"].dtype)
-  batch = layout.split_shapes({**batch, "image": pixels}, train.updates_per_call)
+  one, batch = run.source.gather([0]), start.example_batch(run.config, train.batch_size)
+  rows = lambda count: {k: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for k, x in one.items()}
+  batch, data = {**batch, **rows(train.batch_size)}, None
+  if run.config.data.cache == "device":
+    batch = {name: shape for name, shape in batch.items() if name not in one}
+    data = layout.everywhere_shapes(rows(len(run.source)))
+  batch = layout.split_shapes(batch, train.updates_per_call)
   call = layout.compile(update.windowed(run.method.update, train.log_every), train.updates_per_call)
   key = jax.eval_shape(lambda: start.train_key(run.config))
   begin = time.perf_counter()
-  program = call.lower(layout.laid_shapes(run.shapes), batch, key, None).compile()
+  program = call.lower(layout.laid_shapes(run.shapes), batch, key, data).compile()
   lines = [f"compilation  {time.perf_counter() - begin:.1f} s"]
   try:
     stats = program.memory_analysis()
@@ -99,7 +103,7 @@ def compiled(run: loop.Prepared) -> list[str]:
   device = layout.mesh.devices.flat[0]
   limit = (device.memory_stats() or {}).get("bytes_limit") if device in jax.local_devices() else None
   of = f" of {limit / 1e6:,.0f} MB" if limit else ""
-  parts = f"state and batch {held / 1e6:,.1f}, while computing {scratch / 1e6:,.1f}"
+  parts = f"state and data {held / 1e6:,.1f}, while computing {scratch / 1e6:,.1f}"
   return [*lines, f"memory       {(held + scratch + fresh) / 1e6:,.1f} MB a device{of}: {parts}"]
 
 
