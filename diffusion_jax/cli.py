@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import files, methods
+from diffusion_jax import files, mesh, methods
 from diffusion_jax.data.sources import DataError
 from diffusion_jax.evaluation import bench, features, scoring
 from diffusion_jax.interop import edm_checkpoint
@@ -115,6 +115,8 @@ def define_hosts() -> Callable[[], None]:
     join = multihost.value
     if join is None:
       join = coordinator.value is not None or _cluster_size(os.environ) > 1
+    if not join and (processes.value is not None or process.value is not None):
+      raise UsageError("--num_processes and --process_id need --coordinator=HOST:PORT")
     if join:
       try:
         jax.distributed.initialize(coordinator.value, processes.value, process.value)
@@ -179,12 +181,12 @@ class ModelFlags:
     return {"name": self.folder().name, "step": step, "sha256": checkpoint.fingerprint(self.folder(), step)}
 
   def _chosen_step(self, folder: epath.Path) -> int:
+    """The checkpoint asked for, as the first host sees it."""
     text = self._step.value
-    if text is None or text == "best":
-      return checkpoint.best(folder) if text else checkpoint.newest(folder)
-    if not text.isdigit():
+    if text is not None and text != "best" and not text.isdigit():
       raise UsageError(f"--step={text}: expected a number, or best")
-    return int(text)
+    choose = {None: checkpoint.newest_whole, "best": checkpoint.best}.get(text, lambda _: text)
+    return int(mesh.from_first_host(lambda: str(choose(folder))))
 
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value

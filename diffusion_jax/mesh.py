@@ -1,4 +1,4 @@
-"""The local devices as one axis, over which batches lie."""
+"""The local devices as one axis, over which batches lie; what programs are compiled for; what hosts tell each other."""
 
 import contextlib
 from collections.abc import Callable
@@ -66,12 +66,27 @@ def gather_hosts(rows: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
 
-def from_first_host(function: Callable[[], str]) -> str:
-  """function() of the first host, on all of them: for what they must agree on. At most 1,000 bytes."""
+def from_all_hosts(text: str) -> list[str]:
+  """What each host says, first host first, on all of them: for what they must agree on. At most 2,000 bytes each."""
   if jax.process_count() == 1:
-    return function()
+    return [text]
   from jax.experimental import multihost_utils
 
-  text = function().encode()[:1000] if jax.process_index() == 0 else b""
-  sent = np.frombuffer(text.ljust(1000, b"\0"), np.uint8)
-  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).rstrip(b"\0").decode(errors="ignore")
+  sent = np.frombuffer(text.encode()[:2000].ljust(2000, b"\0"), np.uint8)
+  said = np.asarray(multihost_utils.process_allgather(sent))
+  return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in said]
+
+
+def from_first_host(function: Callable[[], str]) -> str:
+  """function() of the first host, on all of them; its error is raised on that one, and an OSError on the others."""
+  error = None
+  try:
+    text = function() if jax.process_index() == 0 else ""
+  except Exception as raised:  # the others wait for an answer
+    text, error = f"\1{raised}", raised
+  text = from_all_hosts(text)[0]
+  if error is not None:
+    raise error
+  if text.startswith("\1"):
+    raise OSError(f"the first host: {text[1:]}")
+  return text

@@ -161,12 +161,13 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
   return np.concatenate([np.asarray(batch) for batch in images])[: len(seeds)]
 
 
-def generate_together(config, method: Method, variables, seeds, labels=None) -> np.ndarray:
+def generate_together(config, method: Method, variables, seeds, labels=None, progress=None) -> np.ndarray:
   """`generate` by all hosts, each of which draws its share and gets all images; they are those of one host."""
   seeds = np.asarray(seeds)
   labels = default_labels(config, seeds) if labels is None else np.asarray(labels)
   rows = mesh.host_share(len(seeds))
-  images = generate(config, method, variables, seeds[rows], None if labels is None else labels[rows])
+  labels = None if labels is None else labels[rows]
+  images = generate(config, method, variables, seeds[rows], labels, progress=progress)
   return mesh.gather_hosts(images)[: len(seeds)]
 
 

@@ -1,15 +1,15 @@
 """Checkpoints: atomic, asynchronous, each with the config that made it and digests of its files.
 
-workdir/checkpoints/STEP holds `state` (the whole TrainState, by orbax), `meta` (format, package version, config, score)
-and digests.json. A checkpoint lies there under its name only when it is complete; one whose files were changed since is
-passed over.
+workdir/checkpoints/STEP holds `state` (the whole TrainState, by orbax), `meta` (format, package version, config) and
+digests.json. A checkpoint lies there under its name only when it is complete; one whose files were changed since is
+passed over. Scores by which the best are kept are those of workdir/scores.jsonl.
 """
 
 import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -31,6 +31,7 @@ from diffusion_jax.types import Params
 
 T = TypeVar("T")
 
+_DAMAGED = "damaged: "
 FORMAT = 1  # of what a checkpoint holds; one of a later format is refused
 
 
@@ -49,7 +50,7 @@ class Checkpoints:
       "version": importlib.metadata.version("diffusion-jax"),
       "config": config_lib.flatten(config),
     }
-    self._scores = scores_of(self._folder)
+    self._scores = {}
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -63,48 +64,50 @@ class Checkpoints:
     self._damaged = []  # steps passed over by `restore`; they give way to the first `save` after it
 
   def latest_step(self) -> int | None:
-    """The newest complete checkpoint's step."""
-    return self._manager.latest_step()
+    """The newest complete checkpoint's step, as the first host sees it."""
+    return max(self._steps(), default=None)
 
-  def save(self, state: TrainState, step: int, score: float | None = None):
+  def _steps(self) -> list[int]:
+    """The steps of at most the last hundred checkpoints, the newest first, as the first host sees them."""
+    steps = lambda: json.dumps(sorted(self._manager.all_steps(), reverse=True)[:100])
+    return json.loads(mesh.from_first_host(steps))
+
+  def save(self, state: TrainState, step: int):
     """Starts to write a state under its step; returns when it is copied, before it is on disk.
 
     Args:
       state: `Layout.gather` of the run's state.
       step: its step.
-      score: by which the best are kept, the lower the better.
 
     Raises:
       SaveError: this or the checkpoint before cannot be written.
     """
     try:
-      while self._damaged:
-        self._manager.delete(self._damaged.pop())
-      if step in self._manager.all_steps():
-        return
       self._manager.wait_until_finished()
       self._writing = step
-      if score is not None:
-        self._scores[step] = score
-      meta = {**self._meta, "score": score}
-      args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+      while self._damaged:
+        self._manager.delete(self._damaged[-1])
+        self._damaged.pop()
+      args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(self._meta))
       self._manager.save(step, args=args)
     except Exception as error:  # whatever a full disk raises inside the writer
       raise self._lost(error) from error
 
+  def scored(self, scores: dict[int, float]):
+    """Says how good checkpoints are, {step: score}, the lower the better: from the next `save` on the best are kept."""
+    self._scores.update(scores)
+
   def restore(self, template: TrainState) -> TrainState:
-    """The newest checkpoint that can be read; one that cannot is passed over with a warning.
+    """The newest checkpoint that is whole; one that is damaged is passed over with a warning, by all hosts alike.
 
     Args:
       template: shapes and types of the state, with the shardings under which it shall lie.
 
     Raises:
-      WorkdirError: there is none.
+      WorkdirError: there is none, or one cannot be read now that is not known to be damaged.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      folder = self._folder / str(step)
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-      found = _read_whole(folder, lambda step=step, args=args: self._manager.restore(step, args=args).state)
+    for step in self._steps():
+      found = _read_whole(self._folder / str(step), lambda folder: _read_state(folder, template), together=True)
       if found is not None:
         return found
       self._damaged.append(step)
@@ -121,7 +124,7 @@ class Checkpoints:
 
   def _lost(self, error: Exception) -> SaveError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    last = _last_good(self._folder, but=self._writing)
+    last = _last_good(self._folder, (self._writing, *self._damaged))
     return SaveError(f"checkpoint {self._folder / str(self._writing)} cannot be written; {last}: {reason[:500]}")
 
   def _write_digests(self):
@@ -144,8 +147,8 @@ def writing(workdir):
     raise SaveError(f"--workdir={workdir} cannot be written; {_last_good(folder_of(workdir))}: {error}") from error
 
 
-def _last_good(folder: epath.Path, but: int | None = None) -> str:
-  complete = [step for step in steps_of(folder) if step != but]
+def _last_good(folder: epath.Path, but: Sequence[int] = ()) -> str:
+  complete = [step for step in steps_of(folder) if step not in but]
   return f"the last good checkpoint is {folder / str(complete[-1])}" if complete else "there is no checkpoint before it"
 
 
@@ -171,32 +174,70 @@ def _read_meta(folder: epath.Path) -> dict:
   return meta
 
 
-def _read_whole(folder: epath.Path, read: Callable[[], T]) -> T | None:
-  """read(), if a checkpoint is as it was written; else None, with a warning."""
-  damage = mesh.from_first_host(lambda: digests.altered(folder))
-  if not damage:
-    try:
+def _read_whole(folder: epath.Path, read: Callable[[epath.Path], T], together: bool = False) -> T | None:
+  """read(folder) if a checkpoint is whole; None, with a warning, if it is damaged.
+
+  Damaged is one whose files are not those that were written, or, where that cannot be told, that the reader does not
+  understand. All else (a file system that fails, a device without memory) may pass, and is an error.
+
+  Args:
+    folder: of the checkpoint.
+    read: what reads it.
+    together: whether all hosts do this at once; then they come to one result, that of the first that has trouble.
+
+  Raises:
+    WorkdirError: the checkpoint is of a later format, or cannot be read now.
+  """
+  found, trouble, damage = None, "", None
+  try:
+    damage = digests.altered(folder) if not together else _from_first_host(digests.altered, folder)
+    if damage:
+      trouble = f"{_DAMAGED}{damage}"
+    else:
       _read_meta(folder)
-      return read()
-    except WorkdirError:
-      raise
-    except Exception as error:  # whatever a damaged file raises inside the reader
-      if files.unreachable(error):
-        raise WorkdirError(" ".join(f"{folder} cannot be read now: {error}".split())) from None
-      damage = " ".join(str(error).split())
-  logging.warning("checkpoint %s is damaged and passed over: %s", folder, damage)
+      found = read(folder)
+  except WorkdirError as error:
+    trouble = str(error)
+  except Exception as error:  # whatever a damaged file raises inside the reader
+    may_pass = damage == "" or _may_pass(error)  # "": the files are as they were written
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    trouble = f"{folder} cannot be read now: {reason}" if may_pass else f"{_DAMAGED}{reason}"
+  troubles = list(filter(None, mesh.from_all_hosts(trouble) if together else [trouble]))
+  for trouble in troubles:
+    if not trouble.startswith(_DAMAGED):
+      raise WorkdirError(trouble)
+  if not troubles:
+    return found
+  logging.warning("checkpoint %s is damaged and passed over: %s", folder, troubles[0].removeprefix(_DAMAGED))
   return None
 
 
-def scores_of(folder: epath.Path) -> dict[int, float]:
-  """{step: score} of those checkpoints in a folder that have one."""
-  found = {}
-  for step in steps_of(folder):
-    with contextlib.suppress(OSError, ValueError, KeyError):  # what is damaged has none
-      score = json.loads((folder / str(step) / "meta" / "metadata").read_text())["score"]
-      if score is not None:
-        found[step] = score
-  return found
+def _from_first_host(function: Callable[[epath.Path], str | None], folder: epath.Path) -> str | None:
+  return json.loads(mesh.from_first_host(lambda: json.dumps(function(folder))))
+
+
+def _may_pass(error: Exception) -> bool:
+  """Whether an error says nothing about the files: of a file system, a network, or a device's memory."""
+  if isinstance(error, OSError):
+    return not isinstance(error, FileNotFoundError)
+  return isinstance(error, MemoryError) or files.unreachable(error) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _reader() -> ocp.PyTreeCheckpointer:
+  """A reader that waits for no other host: hosts agree on the outcome afterwards, see `_read_whole`."""
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+  )
+  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _read_state(folder: epath.Path, template):
+  """The arrays of a tree of shapes with shardings, which may be a part of what was saved."""
+  restore_args = ocp.checkpoint_utils.construct_restore_args(template)
+  with _reader() as reader:
+    args = ocp.args.PyTreeRestore(item=template, restore_args=restore_args, partial_restore=True)
+    return reader.restore(folder / "state", args=args)
 
 
 class _Kept:
@@ -228,10 +269,36 @@ def newest(workdir) -> int:
 
 def best(workdir) -> int:
   """The step of the checkpoint with the lowest score; raises WorkdirError where none has one."""
-  found = scores_of(folder_of(workdir))
+  scores, steps = scores_of(workdir), steps_of(folder_of(workdir))
+  found = [step for step in steps if step in scores]
   if not found:
     raise WorkdirError(f"--workdir={workdir}: no checkpoint here has a score; see config.train.score_every")
-  return min(found, key=lambda step: (found[step], step))
+  return min(found, key=lambda step: (scores[step], step))
+
+
+def newest_whole(workdir) -> int:
+  """The step of the newest checkpoint whose files are as they were written, with a warning for each passed over.
+
+  Raises:
+    WorkdirError: there is none.
+  """
+  newest(workdir)  # raises where there is none at all
+  for step in reversed(steps_of(folder_of(workdir))):
+    damage = digests.altered(folder_of(workdir) / str(step))
+    if not damage:
+      return step
+    logging.warning("checkpoint %s is damaged and passed over: %s", folder_of(workdir) / str(step), damage)
+  raise WorkdirError(f"--workdir={workdir}: every checkpoint here is damaged")
+
+
+def scores_of(workdir) -> dict[int, float]:
+  """{step: score} of a run's scores.jsonl."""
+  path, found = epath.Path(workdir) / "scores.jsonl", {}
+  for line in path.read_text().splitlines() if path.exists() else ():
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # a line that a kill cut off
+      record = json.loads(line)
+      found[int(record["step"])] = float(record["frechet"])
+  return found
 
 
 def fingerprint(workdir, step: int) -> str:
@@ -269,18 +336,21 @@ def load_averages(path, step: int | None = None) -> tuple[dict[str, Params], Con
     WorkdirError: there is no run or no checkpoint, or it cannot be read.
   """
   path = epath.Path(path)
-  if (path / "state").exists():
+  if (path / "state" / "_METADATA").exists():
+    if step is not None:
+      raise WorkdirError(f"{path} is one checkpoint: it goes without a step ({step})")
     folders = [files.absolute(path)]
   else:
-    steps = steps_of(folder_of(path))
+    workdir = path.parent if path.name == "checkpoints" else path
+    steps = steps_of(folder_of(workdir))
     if not steps:
-      read_config(path)  # raises where there is no run at all
-      raise WorkdirError(f"--workdir={path}: no checkpoint here yet")
+      read_config(workdir)  # raises where there is no run at all
+      raise WorkdirError(f"--workdir={workdir}: no checkpoint here yet")
     if step is not None and step not in steps:
-      raise WorkdirError(f"{folder_of(path)} has no checkpoint of step {step}, only {steps}")
-    folders = [folder_of(path) / str(s) for s in (steps[::-1] if step is None else [step])]
+      raise WorkdirError(f"{folder_of(workdir)} has no checkpoint of step {step}, only {steps}")
+    folders = [folder_of(workdir) / str(s) for s in (steps[::-1] if step is None else [step])]
   for folder in folders:
-    found = _read_whole(folder, lambda folder=folder: _read_averages(folder))
+    found = _read_whole(folder, _read_averages)
     if found is not None:
       return found
   raise WorkdirError(f"{path} holds no checkpoint that can be read")
@@ -291,7 +361,4 @@ def _read_averages(folder: epath.Path) -> tuple[dict[str, Params], ConfigDict]:
   shapes = start.shapes(methods.from_config(config), config).ema
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   template = {"ema": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)}
-  restore_args = ocp.checkpoint_utils.construct_restore_args(template)
-  with ocp.PyTreeCheckpointer() as reader:
-    args = ocp.args.PyTreeRestore(item=template, restore_args=restore_args, partial_restore=True)
-    return reader.restore(folder / "state", args=args)["ema"], config
+  return _read_state(folder, template)["ema"], config

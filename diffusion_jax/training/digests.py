@@ -16,20 +16,29 @@ def write(folder: epath.Path):
   (folder / FILE).write_text(json.dumps(of(folder), indent=1) + "\n")
 
 
-def altered(folder: epath.Path) -> str:
-  """The first file of a checkpoint that is missing or not as it was written, in words; "" if there is none."""
-  if files.is_remote(folder):
-    return ""  # the service sees to that
+def altered(folder: epath.Path) -> str | None:
+  """The first file of a checkpoint that is missing or not as it was written, in words.
+
+  Returns:
+    "" if all are as they were written; None where nothing tells: in a bucket, which has checksums of its own, and for
+    checkpoints of another program.
+
+  Raises:
+    OSError: a file is there and cannot be read now.
+  """
+  if files.is_remote(folder) or not (folder / FILE).exists():
+    return None
   try:
-    digests = json.loads((folder / FILE).read_text())
-  except FileNotFoundError:
-    return ""  # of another program: what can be read is believed
-  except (OSError, ValueError) as error:
+    wanted = json.loads((folder / FILE).read_text())
+  except ValueError as error:
     return f"{FILE} cannot be read: {error}"
-  found = of(folder)
-  for name, digest in digests.items():
-    if found.get(name) != digest:
-      return f"{name} is {'altered' if name in found else 'missing'}"
+  for name, digest in wanted.items():
+    try:
+      found = _digest(folder / name)
+    except FileNotFoundError:
+      return f"{name} is missing"
+    if found != digest:
+      return f"{name} is altered"
   return ""
 
 

@@ -50,14 +50,18 @@ class Watchdog:
   def _watch(self):
     while not self._closed.wait(min(1.0, self._timeout / 10)):
       if time.monotonic() - self._last > self._timeout:
-        print(
-          f"error: nothing ended in {self._timeout:g} seconds after {self._after} (config.hang_timeout) on host "
-          f"{jax.process_index()}; the stacks of its threads follow",
-          file=sys.stderr,
-        )
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        sys.stderr.flush()
-        os._exit(HANG_CODE)
+        try:
+          stderr = sys.__stderr__
+          print(
+            f"error: nothing ended in {self._timeout:g} seconds after {self._after} (config.hang_timeout) on host "
+            f"{jax.process_index()}; the stacks of its threads follow",
+            file=stderr,
+            flush=True,
+          )
+          faulthandler.dump_traceback(file=stderr, all_threads=True)
+          stderr.flush()
+        finally:
+          os._exit(HANG_CODE)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods, sampling
+from diffusion_jax import mesh, methods, sampling
 from diffusion_jax.data import batching, sources
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint as checkpoint_lib
@@ -42,59 +43,86 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
     Diverged: config.train.max_skipped updates in a row had a non-finite loss or gradient; repro_STEP.json says which.
     SaveError: something cannot be written.
   """
-  run = prepare(config, workdir)
-  config, method, layout, source = run.config, run.method, run.layout, run.source
-  if jax.process_index() == 0:  # two would take the temporary file from each other
-    checkpoint_lib.write_config(workdir, config)
-  with checkpoint_lib.writing(workdir):
-    checkpoints = checkpoint_lib.Checkpoints(workdir, config)
-  if checkpoints.latest_step() is None:
-    measure_data(config, source)
-    fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-    create = lambda: start.create_state(method, config)
-    state = jax.jit(create, out_shardings=layout.shardings(run.shapes), compiler_options=fast)()
-    if run.initial is not None:
-      state = warm.take(state, run.initial)
-      warm.report(run.initial, config, workdir)
-  else:
-    state = checkpoints.restore(parallel.template(layout, run.shapes))
-    logging.warning("resumed from step %d", parallel.first(state.step))
-  first = step = int(parallel.first(state.step))
-  state = layout.lay(state)
-
-  per_call, num_steps, size = config.train.updates_per_call, config.train.num_steps, config.train.batch_size
-  update_call = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
-  data = None
-  if config.data.cache == "device":  # then the host keeps nothing, and sends numbers alone
-    data = layout.everywhere(sources.everything(source))
-    source = sources.Numbers(len(source))
-    run = run._replace(source=source)
-  read = lambda k: batching.batch(source, config.seed, k, size, *parallel.host_slots(size))
-  make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
-  key = start.train_key(config)
-  pending = collections.deque()  # (step, skipped_in_row) of the calls that may still run
-
-  def settle(calls: int = 0):
-    """Waits until at most so many calls run."""
-    while len(pending) > calls:
-      ended, skipped = pending.popleft()
-      count = int(parallel.first(skipped))
-      watchdog.beat(f"step {ended}")
-      if count >= config.train.max_skipped:
-        raise faults.diverged(workdir, config, method, len(source), ended, count, checkpoints.latest_step())
-
   with contextlib.ExitStack() as stack:
+    config_lib.check(config)
     watchdog = stack.enter_context(contextlib.closing(faults.Watchdog(config.hang_timeout)))
-    stack.enter_context(contextlib.closing(checkpoints))
-    stack.enter_context(checkpoint_lib.writing(workdir))
-    writer = writers.Writer(workdir, first, num_steps, size, jax.process_index() == 0)
-    stack.enter_context(contextlib.closing(writer))
-    batches = batching.prefetch(make_batch, range(first, num_steps, per_call))
-    stack.enter_context(contextlib.closing(batches))
-    stop = stack.enter_context(faults.preemption())
-    tracing = stack.enter_context(_trace(workdir, profile))
-    due = lambda every: step % every == 0 or step == num_steps
+    stop = stack.enter_context(faults.preemption())  # outlives the last checkpoint's writing
+    run = prepare(config, workdir)
+    watchdog.beat("the preparation")
+    config, method, layout, source = run.config, run.method, run.layout, run.source
+    saving = functools.partial(checkpoint_lib.writing, workdir)  # around what writes
+    with saving():
+      if jax.process_index() == 0:  # two would take the temporary file from each other
+        checkpoint_lib.write_config(workdir, config)
+      checkpoints = stack.enter_context(contextlib.closing(checkpoint_lib.Checkpoints(workdir, config)))
+    if checkpoints.latest_step() is None:
+      measure_data(config, source)
+      fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
+      create = lambda: start.create_state(method, config)
+      state = jax.jit(create, out_shardings=layout.shardings(run.shapes), compiler_options=fast)()
+      if run.initial is not None:
+        state = warm.take(state, run.initial)
+        with saving():
+          warm.report(run.initial, config, workdir)
+    else:
+      state = checkpoints.restore(parallel.template(layout, run.shapes))
+      logging.warning("resumed from step %d", parallel.first(state.step)[0])
+    run = run._replace(initial=None)
+    first = step = int(parallel.first(state.step)[0])
+    state = layout.lay(state)
+    watchdog.beat("the first state")
 
+    per_call, num_steps, size = config.train.updates_per_call, config.train.num_steps, config.train.batch_size
+    if first > num_steps:
+      logging.warning("the run is at step %d already, config.train.num_steps = %d", first, num_steps)
+    update_call = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
+    data = None
+    if config.data.cache == "device":  # then the host keeps nothing, and sends numbers alone
+      data = layout.everywhere(sources.everything(source))
+      source = sources.Numbers(len(source))
+      run = run._replace(source=source)
+    read = lambda k: batching.batch(source, config.seed, k, size, *parallel.host_slots(size))
+    make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
+    batches = stack.enter_context(contextlib.closing(batching.prefetch(make_batch, range(first, num_steps, per_call))))
+    key = start.train_key(config)
+    with saving():
+      writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, config, jax.process_index() == 0)))
+    tracing = stack.enter_context(_trace(workdir, profile, per_call))
+    pending = collections.deque()  # (step, skipped_in_row of each update) of the calls that may still run
+
+    def settle(calls: int = 0):
+      """Waits until at most so many calls run."""
+      while len(pending) > calls:
+        ended, skipped = pending.popleft()
+        counts = parallel.first(skipped)
+        watchdog.beat(f"step {ended}")
+        if max(counts) >= config.train.max_skipped:
+          last = int(np.argmax(counts >= config.train.max_skipped))
+          bad = ended - per_call + 1 + last
+          with saving():
+            raise faults.diverged(
+              workdir, config, method, len(source), bad, int(counts[last]), checkpoints.latest_step()
+            )
+
+    def look(step: int, done: str = ""):
+      """Scores and draws the averaged network, where that is due and not done; all hosts take part."""
+      if run.score and _due(config.train.score_every, step, num_steps) and "scored" not in done:
+        variables = state_lib.inference_variables(layout.whole(state.ema))
+        score = run.score(variables, lambda _: watchdog.beat(f"images for the score of step {step}"))
+        checkpoints.scored({step: score})
+        with saving():
+          writer.score(step, score)
+      if _due(config.train.sample_every, step, num_steps) and "drawn" not in done:
+        images = draw_grid(config, method, layout.whole(state.ema))
+        with saving():
+          save_grid(workdir, step, images)
+        watchdog.beat(f"the images of step {step}")
+
+    if first:  # a run that was stopped or killed here may not have come to it
+      scores_before = {k: v for k, v in checkpoint_lib.scores_of(workdir).items() if k <= first}
+      checkpoints.scored(scores_before)
+      done = lambda: "scored " * (first in scores_before) + "drawn" * _grid_path(workdir, first).exists()
+      look(first, mesh.from_first_host(done))
     for call in range(-(-(num_steps - first) // per_call)):
       tracing(step, state)
       batch = writer.timed(lambda: next(batches))
@@ -103,27 +131,27 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
       pending.append((step, skipped))
       settle(_CALLS_AHEAD)
       writer.advance(per_call)
-      if due(config.train.log_every):
+      if _due(config.train.log_every, step, num_steps):
         settle()
-        writer.log(step, update.window_means(layout.whole(state.window)))
+        with saving():
+          writer.log(step, update.window_means(layout.whole(state.window)))
       stopping = stop(call)
-      if due(config.train.checkpoint_every) or stopping:
+      if _due(config.train.checkpoint_every, step, num_steps) or stopping:
         settle()
-        value = None
-        if run.score and due(config.train.score_every):
-          value = run.score(state_lib.inference_variables(layout.whole(state.ema)))
-          writer.score(step, value)
-        writer.flush()
-        checkpoints.save(layout.gather(state), step, value)
+        with saving():
+          writer.flush()
+        checkpoints.save(layout.gather(state), step)
         watchdog.beat(f"the checkpoint of step {step}")
-      if due(config.train.sample_every):
-        save_grid(config, method, layout.whole(state.ema), workdir, step)
-        watchdog.beat(f"the images of step {step}")
       if stopping:
         logging.warning("stopped by SIGTERM at step %d; saved", step)
         break
+      look(step)
     settle()
-  return layout.whole(state)
+    return layout.whole(state)
+
+
+def _due(every: int, step: int, num_steps: int) -> bool:
+  return every > 0 and (step % every == 0 or step == num_steps)
 
 
 class Prepared(NamedTuple):
@@ -159,7 +187,7 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
     initial = warm.fit(initial, method, config)
   sampling.schedule_of(config.sampling, method)
   source = sources.from_config(config)
-  checkpoint_lib.check_workdir(workdir, config)
+  checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
   score = scores.InTraining(config, method) if config.train.score_every else None
   return Prepared(config, method, layout, source, start.shapes(method, config), initial, score)
 
@@ -171,30 +199,35 @@ def measure_data(config, source: sources.Source):
   sigma, assumed = sources.measure_sigma(source, _SIGMA_IMAGES), config.edm.sigma_data
   used = config.method == "edm" and config.edm.preconditioner == "edm"
   print(f"{config.data.name} {config.data.split}: {len(source):,} images {source.image_shape}, σ_data {sigma:.3f}")
-  if used and abs(sigma - assumed) > 0.2 * assumed:
+  if used and not abs(sigma - assumed) <= 0.2 * assumed:
     logging.warning("config.edm.sigma_data = %g: the standard deviation of the data is %.3f", assumed, sigma)
 
 
-def save_grid(config, method: methods.Method, ema, workdir, step: int):
-  """Writes samples/step_N.png: seeds 0..99 through the config's sampler; with ten classes, one a column."""
-  if jax.process_index() != 0:
-    return
-  images = sampling.generate(config, method, state_lib.inference_variables(ema), np.arange(_GRID_SEEDS))
-  folder = epath.Path(workdir) / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  images_lib.save_png(folder / f"step_{step:08d}.png", images, columns=10, scale=4, overwrite=True)
+def draw_grid(config, method: methods.Method, ema) -> np.ndarray:
+  """Seeds 0..99 through the config's sampler; with ten classes, one a column. All hosts draw, and get all images."""
+  return sampling.generate_together(config, method, state_lib.inference_variables(ema), np.arange(_GRID_SEEDS))
+
+
+def save_grid(workdir, step: int, images: np.ndarray):
+  """Writes samples/step_N.png, ten images a row, on the first host."""
+  if jax.process_index() == 0:
+    path = _grid_path(workdir, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images_lib.save_png(path, images, columns=10, scale=4, overwrite=True)
+
+
+def _grid_path(workdir, step: int) -> epath.Path:
+  return epath.Path(workdir) / "samples" / f"step_{step:08d}.png"
 
 
 @contextlib.contextmanager
-def _trace(workdir, steps: range | None):
-  """Gives f(step, state), to be called before each step, which starts and stops the profiler."""
-  running = False
+def _trace(workdir, steps: range | None, per_call: int):
+  """Gives f(step, state), to be called before each call, which starts and stops the profiler."""
+  running, done = False, steps is None
 
   def at(step, state):
-    nonlocal running
-    if steps is None:
-      return
-    if not running and step in steps:
+    nonlocal running, done
+    if not running and not done and step < steps.stop and step + per_call > steps.start:
       jax.block_until_ready(state)
       jax.profiler.start_trace(str(epath.Path(workdir) / "profile"))
       running = True
@@ -202,13 +235,15 @@ def _trace(workdir, steps: range | None):
       stop(state)
 
   def stop(state=None):
-    nonlocal running
+    nonlocal running, done
     jax.block_until_ready(state)
     jax.profiler.stop_trace()
-    running = False
+    running, done = False, True
 
   try:
     yield at
   finally:
     if running:
       stop()
+    if not done:
+      logging.warning("no trace was written: steps %d to %d did not come", steps.start, steps.stop - 1)

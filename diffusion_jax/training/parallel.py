@@ -2,14 +2,15 @@
 
   pmap  each device of each host runs the update on its share of the batch; gradients are averaged over AXIS inside it
   jit   one program over a mesh of all devices: the batch lies split on them, the state whole on each
-  fsdp  the same, with parameters, averages and optimizer split too: a device keeps 1/n of them, and one whole copy of
-        the parameters while it computes
+  fsdp  the same, with parameters, averages and optimizer split too: a device keeps 1/n of them; parameters are whole
+        while it computes
 
 A run's state has two forms. The one that `run` takes and gives, here called laid, is the layout's own. The other, whole
 or split `jax.Array`s under `shardings`, is what is made first, saved and restored; so a checkpoint of any layout on any
 number of devices opens in any other.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.mesh import AXIS, batch_sharding
-from diffusion_jax.training.update import loop_unroll
+from diffusion_jax.training import update
 
 _SPLIT_FROM = 2**12  # smaller arrays are not worth splitting
 
@@ -68,9 +69,10 @@ class Layout(Protocol):
     """step(state, batch, key) -> state, compiled for all devices.
 
     Returns:
-      (laid state, split batches, key, data) -> (laid state, laid [] int32): the second is `skipped_in_row` after the
-      call, and can be waited for when the state has gone into the next call, to which it is donated. `data` holds the
-      whole data set ([N, ...] each, from `everywhere`), from which a batch's "index" then chooses, or is None.
+      (laid state, split batches, key, data) -> (laid state, laid [updates_per_call] int32): the second is
+      `skipped_in_row` after each update, and can be waited for when the state has gone into the next call, to which it
+      is donated. `data` holds the whole data set ([N, ...] each, from `everywhere`), from which a batch's "index" then
+      chooses, or is None.
     """
 
 
@@ -92,24 +94,24 @@ def host_slots(batch_size: int) -> tuple[int, int]:
 
 
 def first(array) -> np.ndarray:
-  """A number that is the same on all devices, as this host's first one has it; nothing moves between devices."""
-  return np.asarray(array.addressable_shards[0].data).reshape(-1)[0]
+  """A laid vector, or number, that is the same on all devices, flat, as this host's first one has it."""
+  return np.asarray(array.addressable_shards[0].data).reshape(-1)
 
 
 def _calls(step: Callable, updates_per_call: int) -> Callable:
   """step as a function of one call's batches and of the data that they are taken from."""
 
   def call(state, batches, key, data):
-    def update(state, batch):
+    def one(state, batch):
       if data is not None:
         batch = {**jax.tree.map(lambda rows: rows[batch["index"]], data), **batch}
-      return step(state, batch, key), None
+      state = step(state, batch, key)
+      return state, state.skipped_in_row
 
     if updates_per_call == 1:
-      state, _ = update(state, batches)
-    else:
-      state, _ = jax.lax.scan(update, state, batches, unroll=loop_unroll(updates_per_call))
-    return state, state.skipped_in_row
+      state, skipped = one(state, batches)
+      return state, skipped[None]
+    return jax.lax.scan(one, state, batches, unroll=update.loop_unroll(updates_per_call))
 
   return call
 
@@ -186,6 +188,7 @@ class Jit:
     self.mesh = Mesh(_devices() if devices is None else np.array(devices), (AXIS,))
     self._split_state = split_state
     self._whole = NamedSharding(self.mesh, PartitionSpec())
+    self._copy = jax.jit(lambda x: x, out_shardings=self._whole)
 
   def shardings(self, shapes):
     """Whole on each device; with split_state the longest axis that the devices divide is split, of large arrays."""
@@ -226,21 +229,20 @@ class Jit:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._whole), shapes)
 
   def whole(self, tree):
-    copy = jax.jit(lambda tree: tree, out_shardings=self._whole)(tree)
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), copy)
+    one = lambda x: x if x.is_fully_replicated else self._copy(x)  # array by array: never more than one is whole
+    return jax.tree.map(lambda x: np.asarray(one(x).addressable_shards[0].data), tree)
 
   def compile(self, step, updates_per_call=1):
-    def gathered(state, batch, key):
-      # Computing with whole parameters keeps the activations split by example, however the parameters are kept.
-      params = jax.lax.with_sharding_constraint(state.params, self._whole)
-      return step(state.replace(params=params), batch, key)
-
-    call = _calls(gathered if self._split_state else step, updates_per_call)
+    call = _calls(step, updates_per_call)
+    # Computing with whole parameters keeps the activations split by example, however the parameters are kept.
+    whole = lambda params: jax.lax.with_sharding_constraint(params, self._whole)
+    split = lambda tree: jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def run(state, batches, key, data):
-      state, skipped = call(state, batches, key, data)
-      return jax.lax.with_sharding_constraint(state, self.shardings(state)), skipped
+      with update.parameters_split(whole, split) if self._split_state else contextlib.nullcontext():
+        state, skipped = call(state, batches, key, data)
+      return split(state), skipped
 
     return run
 

@@ -47,18 +47,21 @@ def as_config(fields: dict) -> ConfigDict:
   return config
 
 
-# What does not change a run's updates, and may differ when it goes on. A last dot stands for all fields of a part.
+# What does not change a run's updates (beyond rounding), and may differ when it goes on. A last dot stands for all
+# fields of a part.
 _FREE = (
-  "train.num_steps", "train.parallel", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
-  "train.keep_best", "train.sample_every", "train.score_every", "train.score_images", "train.score_inception",
+  "train.num_steps", "train.parallel", "train.accumulation", "train.max_skipped", "train.log_every",
+  "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.keep_best",
+  "train.sample_every", "train.score_every", "train.score_images", "train.score_inception", "network.remat",
   "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
 )  # fmt: skip
 
 
-def check_workdir(workdir, config: ConfigDict):
+def check_workdir(workdir, config: ConfigDict, started: bool = False):
   """Raises WorkdirError if the workdir holds the run of another config.
 
-  What does not change the run's updates may differ, such as train.num_steps, data.path and all of sampling.
+  What does not change the run's updates may differ, such as train.num_steps, data.path and all of sampling; and of a
+  run that has `started`, what it started from.
   """
   if workdir is None or not (epath.Path(workdir) / "config.json").exists():
     return
@@ -67,5 +70,6 @@ def check_workdir(workdir, config: ConfigDict):
     free = any(field == name or (name.endswith(".") and field.startswith(name)) for name in _FREE)
     if field == "data.path" and config.data.name == "tfds":
       free = False  # a name, not a place
+    free |= started and field.startswith("init_")
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")

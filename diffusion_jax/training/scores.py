@@ -1,10 +1,12 @@
 """The score of a run while it trains: the Fréchet distance of its averaged network, by which checkpoints are kept."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods, sampling
+from diffusion_jax import mesh, methods, sampling
 from diffusion_jax.evaluation import bench, scoring
 
 
@@ -30,10 +32,12 @@ class InTraining:
     if config.train.score_images < least:
       raise config_lib.wrong("train.score_images", config.train.score_images, f"must be at least {least}")
 
-  def __call__(self, variables) -> float:
-    """The score, the same on all hosts; all of them must call it."""
-    batch = 256 * jax.local_device_count()
-    draw = lambda seeds: sampling.generate(self._config, self._method, variables, seeds, batch_size=batch)
+  def __call__(self, variables, progress: Callable[[int], None]) -> float:
+    """The score, the same on all hosts; all of them must call it. progress(n) is called as images are drawn."""
+    batch, variables = 256 * jax.local_device_count(), mesh.everywhere(variables)
+    draw = lambda seeds: sampling.generate(
+      self._config, self._method, variables, seeds, batch_size=batch, progress=progress
+    )
     seeds = np.arange(self._config.train.score_images)
     (found,) = scoring.score_block(draw, seeds, [self._scorer], None)
     return float(found["frechet"])

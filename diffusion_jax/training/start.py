@@ -23,7 +23,7 @@ def train_key(config) -> Key:
   return _keys(config)[1]
 
 
-def _keys(config) -> Key:
+def _keys(config) -> tuple[Key, Key]:
   return jax.random.split(jax.random.key(config.seed))
 
 

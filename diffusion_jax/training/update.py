@@ -9,6 +9,7 @@ gradient is not finite changes nothing but the counters. The loss may be scaled 
 that float16 gradients neither vanish nor overflow; the number is fixed, or grows until an update is not finite.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -66,6 +67,19 @@ def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
   return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
 
 
+_PARAMETERS_SPLIT: list[tuple[Callable, Callable]] = []
+
+
+@contextlib.contextmanager
+def parameters_split(whole: Callable, split: Callable):
+  """Inside, `value_and_grad` computes with whole(params) and gives split(gradients): for layouts that split both."""
+  _PARAMETERS_SPLIT.append((whole, split))
+  try:
+    yield
+  finally:
+    _PARAMETERS_SPLIT.pop()
+
+
 def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1, scale: Array | float = 1.0):
   """((loss, metrics), gradients), averaged over the batch, in `accumulation` parts to save memory.
 
@@ -77,13 +91,15 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
     scale: multiplies the loss in the backward pass; what is returned is divided by it.
   """
 
+  whole, split = _PARAMETERS_SPLIT[-1] if _PARAMETERS_SPLIT else (lambda x: x, lambda x: x)
+
   def scaled(params, batch):
-    value, metrics = loss(params, batch)
+    value, metrics = loss(whole(params), batch)
     return scale * value, (value, metrics)
 
   def part_value_and_grad(params, batch):
     (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(params, batch)
-    return out, jax.tree.map(lambda g: g / scale, grads)
+    return out, split(jax.tree.map(lambda g: g / scale, grads))
 
   if accumulation == 1:
     return part_value_and_grad(params, batch)

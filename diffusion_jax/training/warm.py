@@ -5,6 +5,7 @@ Without config.init_only the networks must be the same. With it, parameters are 
 run's; workdir/init_from.json says of every parameter whether it was taken, and why not.
 """
 
+import difflib
 import fnmatch
 import json
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from etils import epath
 from flax import traverse_util
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
+from diffusion_jax import mesh, methods
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.parameterization import Preconditioner
 from diffusion_jax.training import checkpoint as checkpoint_lib
@@ -58,7 +59,7 @@ def load(config, workdir) -> Source | None:
     ConfigError: config.init_from cannot be read.
   """
   path = config.init_from
-  if not path or checkpoint_lib.has_checkpoint(workdir):
+  if not path or mesh.from_first_host(lambda: "yes" if checkpoint_lib.has_checkpoint(workdir) else "no") == "yes":
     return None
   try:
     if path.endswith(".pkl"):
@@ -92,6 +93,10 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
   here, there = _flat(start.shapes(method, config).params), _flat(source.params)
   if config.init_only:
     reasons = {path: _reason(path, there, here, config.init_only) for path in sorted(here.keys() | there.keys())}
+    for pattern in config.init_only:
+      if not fnmatch.filter(reasons, pattern):
+        near = difflib.get_close_matches(pattern, reasons, 1, 0.0)
+        raise config_lib.wrong("init_only", config.init_only, f"{pattern!r} matches no parameter; nearest: {near[0]}")
     if all(reasons.values()):
       expected = f"no parameter matches and fits; {config.init_from} has {', '.join(sorted(there)[:3])}, ..."
       raise config_lib.wrong("init_only", config.init_only, expected)
@@ -135,7 +140,9 @@ def take(state: TrainState, fitting: Fit) -> TrainState:
 
 
 def report(fitting: Fit, config, workdir):
-  """Writes workdir/init_from.json, and says in a line what was taken."""
+  """Writes workdir/init_from.json, and says in a line what was taken; on the first host."""
+  if jax.process_index() != 0:
+    return
   taken = [path for path, reason in fitting.reasons.items() if not reason]
   left = {path: reason for path, reason in fitting.reasons.items() if reason}
   record = {"init_from": config.init_from, "init_only": list(config.init_only), "taken": taken, "not_taken": left}

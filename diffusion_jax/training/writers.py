@@ -57,16 +57,23 @@ class Writer:
   """Writes a run's metrics; on hosts other than the first it does nothing.
 
   metrics.jsonl and scores.jsonl hold only what is a function of config and data, so two runs can be compared byte by
-  byte; times are in throughput.jsonl.
+  byte; times are in throughput.jsonl. TensorBoard keeps what a killed run told it.
   """
 
-  def __init__(self, workdir, step: int, num_steps: int, batch_size: int, first_host: bool = True):
+  def __init__(self, workdir, step: int, config, first_host: bool = True):
+    """Goes on from `step`: later lines of a run that was killed are cut off."""
+    train = config.train
+    batch_size, num_steps = train.batch_size, train.num_steps
     self._batch_size, self._first_host, self._board = batch_size, first_host, None
     self._clock, self._logged_step, self._waited = time.perf_counter(), step, 0.0
     if not first_host:
       return
-    names = ("metrics", "throughput", "scores")
-    self._metrics, self._throughput, self._scores = (JsonLines(epath.Path(workdir) / f"{n}.jsonl", step) for n in names)
+    # The last line of a run that ended between two log lines and is now made longer is no line of the longer run.
+    kept = step if step % train.log_every == 0 or step == num_steps else step - 1
+    folder = epath.Path(workdir)
+    self._metrics = JsonLines(folder / "metrics.jsonl", kept)
+    self._throughput = JsonLines(folder / "throughput.jsonl", kept)
+    self._scores = JsonLines(folder / "scores.jsonl", step)
     self._bar = tqdm(
       total=num_steps * batch_size, initial=step * batch_size, unit="img", unit_scale=True, desc="train", mininterval=1
     )

@@ -34,9 +34,15 @@ def opened(workdir, **train):
 
 
 def save(workdir, *steps, scores=None, **train):
+  """Saves steps one after another, each scored after it was saved, as the loop does."""
   checkpoints = opened(workdir, **train)
+  checkpoints.scored(checkpoint.scores_of(workdir))
   for step in steps:
-    checkpoints.save(state_at(step), step, (scores or {}).get(step))
+    checkpoints.save(state_at(step), step)
+    if scores and step in scores:
+      checkpoints.scored({step: scores[step]})
+      with (workdir / "scores.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "frechet": scores[step]}) + "\n")
   checkpoints.close()
 
 
@@ -77,6 +83,7 @@ def test_those_of_an_interval_and_the_best_are_kept_too(tmp_path):
   """Over a restart, which must know the scores from before; of equal scores the first counts."""
   kept = dict(keep_checkpoints=1, keep_every=4, keep_best=2, score_every=1)
   scores = {2: 1.0, 3: 5.0, 5: 3.0, 6: 3.0, 9: 7.0}
+  (tmp_path / "scores.jsonl").write_text("")
   save(tmp_path, 1, 2, 3, 4, scores=scores, **kept)
   assert checkpoint.steps_of(tmp_path / "checkpoints") == [2, 3, 4]
   save(tmp_path, 5, 6, 7, 8, 9, scores=scores, **kept)
@@ -153,6 +160,33 @@ def test_whatever_file_is_altered_the_checkpoint_is_passed_over(tmp_path, warnin
   assert part == "digests.json" or str(path.relative_to(tmp_path / "checkpoints/2")) in warnings[0]
 
 
+@pytest.mark.parametrize("error", [OSError(116, "Stale"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED")], ids=str)
+def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, error):
+  """A file system or a device that fails for a moment: an error, and the whole checkpoint stays."""
+  save(tmp_path, 1, 2)
+
+  def fail(*args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(checkpoint, "_read_state", fail)
+  checkpoints = opened(tmp_path)
+  with pytest.raises(checkpoint.WorkdirError, match="checkpoints/2 cannot be read now: "):
+    checkpoints.restore(template())
+  checkpoints.save(state_at(3), 3)
+  checkpoints.close()
+  assert checkpoint.steps_of(tmp_path / "checkpoints") == [1, 2, 3]
+
+
+def test_the_last_good_checkpoint_is_none_that_was_passed_over(tmp_path, warnings, monkeypatch):
+  save(tmp_path, 1, 2)
+  damage(tmp_path, 2)
+  checkpoints = opened(tmp_path)
+  checkpoints.restore(template())
+  monkeypatch.setattr(checkpoints._manager, "delete", lambda step: (_ for _ in ()).throw(OSError("no way")))
+  with pytest.raises(checkpoint.SaveError, match="/3 cannot be written; the last good .*checkpoints/1: no way"):
+    checkpoints.save(state_at(3), 3)
+
+
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path, monkeypatch):
   """It is not damaged, and must not be passed over for an older one."""
   save(tmp_path, 1)
@@ -193,6 +227,9 @@ def test_one_line_gives_a_method_and_its_averages(toy_run, tmp_path, warnings):
   shutil.copytree(toy_run / "checkpoints" / "8", tmp_path / "elsewhere")
   assert_same(checkpoint.load_for_inference(tmp_path / "elsewhere")[1], newest)
   assert_same(checkpoint.load_for_inference(toy_run, 8)[1], newest)
+  assert_same(checkpoint.load_for_inference(toy_run / "checkpoints")[1], newest)
+  with pytest.raises(checkpoint.WorkdirError, match="is one checkpoint: it goes without a step"):
+    checkpoint.load_for_inference(toy_run / "checkpoints" / "8", 8)
   _, older = checkpoint.load_for_inference(toy_run, 4)
   assert any(np.any(np.asarray(a) != b) for a, b in zip(jax.tree.leaves(older), jax.tree.leaves(newest)))
   x = jnp.zeros((2, 8, 8, 1))

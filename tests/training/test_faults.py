@@ -167,3 +167,84 @@ def test_data_on_the_devices_give_the_run_of_data_on_the_host(config, tmp_path):
   loop.train(config, tmp_path / "device")
   host, device = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("host", "device"))
   assert host == device
+
+
+def troubled(trouble, workdir, *overrides):
+  argv = [sys.executable, "experiments/train.py", "--config=tests/training/trouble.py", f"--workdir={workdir}"]
+  return subprocess.Popen(
+    [*argv, *overrides], cwd=ROOT, env={**os.environ, "TROUBLE": trouble}, stdout=subprocess.PIPE, text=True
+  )
+
+
+def test_a_notice_before_the_first_step_saves_and_ends_well(tmp_path):
+  process = troubled("early", tmp_path / "run")
+  assert process.wait(timeout=200) == 0
+  assert checkpoint.steps_of(tmp_path / "run" / "checkpoints") == [1]
+
+
+def test_a_second_notice_does_not_stop_the_writing(tmp_path):
+  """Schedulers often send more than one."""
+  process = troubled("slow", tmp_path / "run", "--config.train.num_steps=4")
+  assert any(line == "writing\n" for line in process.stdout)  # the last checkpoint's, in the background
+  for _ in range(2):
+    process.terminate()
+    time.sleep(0.5)
+  assert process.wait(timeout=200) == 0
+  assert checkpoint.steps_of(tmp_path / "run" / "checkpoints") == [4]
+
+
+@pytest.mark.parametrize("layout", ["pmap", "jit", "fsdp"])
+def test_nothing_compiles_anew_at_a_log_line(config, tmp_path, layout):
+  """As much is compiled for twelve log lines as for one."""
+  config.train.update(parallel=layout, num_steps=12, checkpoint_every=12)
+  counts = []
+  for every in (12, 1):
+    config.train.log_every, compiled = every, []
+    listen = lambda name, seconds, compiled=compiled, **_: compiled.append(name) if "backend_compile" in name else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    loop.train(config, tmp_path / str(every))
+    jax.monitoring.clear_event_listeners()
+    counts.append(len(compiled))
+  assert 0 < counts[1] <= counts[0]
+
+
+def test_too_many_in_a_row_inside_one_call_stop_the_run(config, tmp_path, monkeypatch):
+  """Three bad updates at steps 1 to 3 of a call of eight."""
+  source, gather = sources.load("digits", "train"), sources.Arrays.gather
+  bad = np.concatenate([batching.indices(config.seed, k, 8, len(source)) for k in range(1, 4)])
+
+  def spoilt(self, indices):
+    batch = gather(self, indices)
+    return {**batch, "image": np.where(np.isin(indices, bad)[:, None, None, None], np.nan, batch["image"])}
+
+  monkeypatch.setattr(sources.Arrays, "gather", spoilt)
+  config.train.update(max_skipped=3, num_steps=16, updates_per_call=8)
+  config.train.update(log_every=8, checkpoint_every=8, sample_every=16)
+  with pytest.raises(faults.Diverged, match="the last 3 updates before step 4 "):
+    loop.train(config, tmp_path)
+  record = json.loads((tmp_path / "repro_00000004.json").read_text())
+  assert [update["step"] for update in record["updates"]] == [1, 2, 3]
+
+
+def test_a_longer_run_has_the_lines_of_one_that_was_never_short(config, tmp_path):
+  """log_every 4: a run of 10 steps logs 4, 8, 10; made longer it logs 4, 8, 12, ..., as from the start."""
+  config.train.update(log_every=4, checkpoint_every=5, score_every=10, score_images=20, num_steps=10)
+  loop.train(config, tmp_path / "longer")
+  config.train.num_steps = 20
+  loop.train(config, tmp_path / "longer")
+  loop.train(config, tmp_path / "once")
+  for name in ("metrics.jsonl", "scores.jsonl"):
+    assert (tmp_path / "longer" / name).read_text() == (tmp_path / "once" / name).read_text()
+
+
+def test_a_score_that_a_kill_left_out_is_made_up_for(config, tmp_path):
+  """Killed between a checkpoint and its score: the run that goes on scores it first."""
+  config.train.update(num_steps=8, score_every=4, score_images=20)
+  loop.train(config, tmp_path / "once")
+  config.train.num_steps = 4
+  loop.train(config, tmp_path / "killed")
+  (tmp_path / "killed" / "scores.jsonl").unlink()
+  (tmp_path / "killed" / "samples" / "step_00000004.png").unlink()
+  config.train.num_steps = 8
+  loop.train(config, tmp_path / "killed")
+  assert (tmp_path / "killed" / "scores.jsonl").read_text() == (tmp_path / "once" / "scores.jsonl").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,10 +29,11 @@ class Pod:
   def __init__(self, folder):
     self.folder = folder
 
-  def start(self, argv, devices, number=0) -> subprocess.Popen:
+  def start(self, argv, devices, number=0, **env) -> subprocess.Popen:
     """A process with so many CPU devices; its output goes to a file that `said` reads."""
     env = {
       **os.environ,
+      **env,
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
       "JAX_PLATFORMS": "cpu",
       "PYTHONPATH": str(ROOT),
@@ -41,7 +43,7 @@ class Pod:
     with (self.folder / f"said{number}").open("w") as file:
       return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, stdout=file, stderr=file)
 
-  def start_two(self, argv, devices, flags=True) -> list[subprocess.Popen]:
+  def start_two(self, argv, devices, flags=True, **env) -> list[subprocess.Popen]:
     """Two processes, joined by flags or by draw.py's arguments."""
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))
@@ -51,7 +53,7 @@ class Pod:
       if flags
       else [address, "2", str(i)]
     )
-    return [self.start([*argv, *own(i)], devices, i) for i in range(2)]
+    return [self.start([*argv, *own(i)], devices, i, **env) for i in range(2)]
 
   def said(self, number=0) -> str:
     return (self.folder / f"said{number}").read_text()
@@ -192,6 +194,25 @@ def test_a_host_that_hangs_does_not_hold_the_others(pod):
     said = pod.said(0)
     assert "error: nothing ended in 8 seconds after " in said and "(config.hang_timeout) on host 0" in said
     assert "Current thread" in said and "loop.py" in said  # where the main thread waits
+  finally:
+    for process in processes:
+      process.kill()
+
+
+@pytest.mark.parametrize("trouble, codes, line", [
+  ("unread", (2, 2), "error: .*checkpoints/20 cannot be read now: ValueError: garbled on the way"),
+  ("asleep", (3, None), "error: nothing ended in 10 seconds after the preparation"),
+])  # fmt: skip
+def test_one_host_in_trouble_over_a_checkpoint_does_not_hold_the_other(trained, trouble, codes, line):
+  """What one cannot read none goes on from, and none takes for damaged; one that hangs there ends the other too."""
+  shutil.copytree(trained.folder / "one", trained.folder / trouble)
+  argv = ["experiments/train.py", "--config=tests/training/trouble.py", f"--workdir={trained.folder / trouble}"]
+  processes = trained.start_two([*argv, "--config.hang_timeout=10"], 1, TROUBLE=trouble)
+  try:
+    assert processes[0].wait(timeout=90) == codes[0], trained.said(0)[-3000:]
+    assert codes[1] is None or processes[1].wait(timeout=90) == codes[1]
+    assert re.search(line, trained.said(0))
+    assert checkpoint.steps_of(trained.folder / trouble / "checkpoints")[-1] == 20
   finally:
     for process in processes:
       process.kill()

@@ -149,5 +149,8 @@ def test_parameters_of_other_shapes_are_left_out_and_patterns_that_take_nothing_
   fit = fitted(config, tmp_path)
   assert "shape [" in fit.reasons["net/map_layer0/kernel"] and any(path.endswith("aux_conv/bias") for path in fit.taken)
   config.init_only = ("net/encoder.*",)
-  with pytest.raises(ConfigError, match=r"config.init_only = \('net/encoder.\*',\): no parameter matches and fits; "):
+  with pytest.raises(ConfigError, match=r"'net/encoder.\*' matches no parameter; nearest: net/enc_"):
+    fitted(config, tmp_path)
+  config.init_only = ("net/map_layer0/*",)
+  with pytest.raises(ConfigError, match=r"config.init_only = .*: no parameter matches and fits; "):
     fitted(config, tmp_path)
