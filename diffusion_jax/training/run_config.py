@@ -48,11 +48,16 @@ def as_config(fields: dict) -> ConfigDict:
 
 
 # What does not change a run's updates, and may differ when it goes on. A last dot stands for all fields of a part.
-_FREE = (
+FREE = (
   "train.num_steps", "train.parallel", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
   "train.keep_best", "train.sample_every", "train.score_every", "train.score_images", "train.score_inception",
   "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
 )  # fmt: skip
+
+
+def is_free(field: str) -> bool:
+  """Whether a field, by its dotted name, is one of FREE."""
+  return any(field == name or (name.endswith(".") and field.startswith(name)) for name in FREE)
 
 
 def check_workdir(workdir, config: ConfigDict):
@@ -64,7 +69,7 @@ def check_workdir(workdir, config: ConfigDict):
     return
   old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
   for field in new:
-    free = any(field == name or (name.endswith(".") and field.startswith(name)) for name in _FREE)
+    free = is_free(field)
     if field == "data.path" and config.data.name == "tfds":
       free = False  # a name, not a place
     if old[field] != new[field] and not free:
