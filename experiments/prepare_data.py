@@ -13,14 +13,17 @@ the set is trained on as it is. At the end the flags for training are printed.
 
 import contextlib
 import re
+import shlex
+import tempfile
 
 import numpy as np
 from absl import flags
 from etils import epath
 from tqdm.auto import tqdm
 
-from diffusion_jax import cli
+from diffusion_jax import cli, files
 from diffusion_jax.data import archives, sources, tfds_sets
+from diffusion_jax.data.decoded import Decoded
 from diffusion_jax.data.folders import Folder
 from diffusion_jax.data.npz import Transformed
 from diffusion_jax.data.transforms import Transform
@@ -49,6 +52,10 @@ def main():
     raise cli.UsageError(f"--out={out}: is already there; pass --overwrite or another --out")
   if _MAX_IMAGES.value is not None and _MAX_IMAGES.value < 1:
     raise cli.UsageError(f"--max_images={_MAX_IMAGES.value}: at least 1")
+  if _MAX_IMAGES.value is not None and not out:
+    raise cli.UsageError(f"--max_images={_MAX_IMAGES.value}: goes with --out, of which images it leaves out the rest")
+  if _DATA_DIR.value and not is_tfds:
+    raise cli.UsageError(f"--data_dir={_DATA_DIR.value}: goes with tfds:NAME")
   how = transform()
   if out:
     cli.checked(make_folder, out)
@@ -70,6 +77,8 @@ def main():
 
 def transform() -> Transform | None:
   """What --transform, --resolution and --channels say."""
+  if not _TRANSFORM.value and flags.FLAGS["channels"].present:
+    raise cli.UsageError(f"--channels={_CHANNELS.value}: goes with --transform, such as center-crop or resize")
   if not _TRANSFORM.value and not _RESOLUTION.value:
     return None
   if not _TRANSFORM.value:
@@ -81,8 +90,11 @@ def transform() -> Transform | None:
 
 
 def make_folder(out: str):
+  folder = epath.Path(out).parent
   try:
-    epath.Path(out).parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not files.is_remote(folder):
+      tempfile.TemporaryFile(dir=folder).close()  # may it be written to
   except OSError as error:
     raise cli.UsageError(f"--out={out}: {error}") from None
 
@@ -92,6 +104,7 @@ def prepare_tfds(name: str):
   builder = tfds_sets.open_builder(name, _DATA_DIR.value)
   if tfds_sets.is_prepared(builder):
     return
+  tfds_sets.check_split(builder, name, _SPLIT.value)
   from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
   from tensorflow_datasets.core.download.util import DownloadError
 
@@ -106,33 +119,38 @@ def prepare_tfds(name: str):
 
 def open_images(spec: str, how: Transform | None, stack: contextlib.ExitStack):
   """The source that is written, and the indices of its images; `stack` closes what is temporary."""
+  source = find(spec, how, stack)
+  kept = np.arange(len(source))
+  if _OUT.value and isinstance(source, Decoded):
+    kept = np.setdiff1d(kept, np.array(source.check(), int))
+    if not len(kept):
+      raise ValueError(f"{spec}: all {len(source)} images are too small for {how.name} to {how.width}×{how.height}")
+  return source, kept[: _MAX_IMAGES.value]
+
+
+def find(spec: str, how: Transform | None, stack: contextlib.ExitStack) -> sources.Source:
+  """The source; where a zip is written its headers are yet to be checked."""
   if spec.startswith("tfds:"):
-    source = sources.load(
-      "tfds", _SPLIT.value, path=spec.removeprefix("tfds:"), data_dir=_DATA_DIR.value, transform=how
-    )
-    return source, np.arange(len(source))[: _MAX_IMAGES.value]
-  path = epath.Path(spec)
+    options = dict(path=spec.removeprefix("tfds:"), data_dir=_DATA_DIR.value, transform=how)
+    return sources.load("tfds", _SPLIT.value, check=not _OUT.value, **options)
+  path, called = epath.Path(spec), spec
   if not path.exists():
     raise ValueError(f"{spec}: there is no such folder or file")
   if spec.endswith(".npz"):
-    source = sources.load("npz", _SPLIT.value, path=spec, transform=how)
-    return source, np.arange(len(source))[: _MAX_IMAGES.value]
+    return sources.load("npz", _SPLIT.value, path=spec, transform=how, check=False)
   if not path.is_dir():
-    beside = None if "://" in _OUT.value else epath.Path(_OUT.value).parent  # where there is room for the zip too
-    path = stack.enter_context(archives.unpacked(path, beside))
-  if archives.is_cifar10(path):
-    source = archives.cifar10(path, _SPLIT.value)
-    if how:
-      source = Transformed(source.name, source.split, source.images, source.labels, source.num_classes, how, spec)
-    return source, np.arange(len(source))[: _MAX_IMAGES.value]
+    beside = None if files.is_remote(_OUT.value) else epath.Path(_OUT.value).parent  # room for the zip is there too
+    path, called = stack.enter_context(archives.unpacked(path, beside))
+  batches = archives.find_cifar10(path)
+  if batches is not None:
+    source = archives.cifar10(batches, _SPLIT.value, f"{called}/{batches.relative_to(path)}".removesuffix("/."))
+    if not how:
+      return source
+    arrays = source.images, source.labels, source.num_classes
+    return Transformed(source.name, source.split, *arrays, how, spec, check=False)
   if _SPLIT.value != "train":
     raise ValueError(f"--split={_SPLIT.value}: a folder or archive is all one split, train")
-  source = Folder("train", path, how, check=False)
-  too_small = source.check()
-  kept = np.setdiff1d(np.arange(len(source)), np.array(too_small, int))
-  if not len(kept):
-    raise ValueError(f"{spec}: all {len(source)} images are too small for {how.name} to {how.width}×{how.height}")
-  return source, kept[: _MAX_IMAGES.value]
+  return Folder("train", path, how, check=False, called=called)
 
 
 def report(source: sources.Source, place: str, available: int):
@@ -146,7 +164,7 @@ def report(source: sources.Source, place: str, available: int):
   if source.name == "tfds":
     fields |= {"data_dir": _DATA_DIR.value, "split": _SPLIT.value, "transform": _TRANSFORM.value}
   fields |= {"resolution": height, "channels": channels, "num_classes": source.num_classes}
-  print("train with " + " ".join(f"--config.data.{k}={v}" for k, v in fields.items() if v != ""))
+  print("train with " + " ".join(shlex.quote(f"--config.data.{k}={v}") for k, v in fields.items() if v != ""))
   if width != height:
     print("training takes square images alone: these are not")
 

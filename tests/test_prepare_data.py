@@ -5,9 +5,11 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from data.formats import encoded, make_folder, prepare_tfds, random_images
 from PIL import Image
 from test_cli import FORKS
 
-from diffusion_jax.data import sources, writing
+from diffusion_jax.data import sources, tfds_sets, writing
 from diffusion_jax.data.transforms import Transform
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,11 @@ CALLS = {
   "wide": "mixed --resolution=8x6 --transform=center-crop-wide --out={tmp}/wide.zip",
   "tfds": "tfds:tiny_images --data_dir={tmp}/tfds --out={tmp}/tfds.zip",
   "tfds alone": "tfds:tiny_images --data_dir={tmp}/tfds",
+  "tfds wide": "tfds:tiny_images --data_dir={tmp}/tfds_mixed --resolution=8x6 --transform=center-crop-wide "
+  "--out={tmp}/tfds_wide.zip",
+  "mac": "mac.zip --out={tmp}/mac_out.zip",
+  "cifar inside": "inside.tar --out={tmp}/cifar_inside.zip",
+  "quoted": "images.npz --out={tmp}/a_&_b.zip",
   "replaced": "images.npz --out={tmp}/replaced.zip --overwrite",
 }  # fmt: skip
 
@@ -99,6 +106,19 @@ MISTAKES = {
   "unknown transform": ("mixed --out={tmp}/new.zip --transform=crop --resolution=8", "transforms are resize, "),
   "too few": ("images.npz --out={tmp}/new.zip --max_images=0", "--max_images=0: at least 1"),
   "split": ("classes --out={tmp}/new.zip --split=test", "--split=test: a folder or archive is all one split"),
+  "mixed archive": ("sizes.zip --out={tmp}/new.zip", "{tmp}/sizes.zip/set/1.png (image 1) has shape (9, 40, 3)"),
+  "encrypted": ("encrypted.zip --out={tmp}/new.zip", "encrypted.zip cannot be unpacked: "),
+  "compression": ("compression.zip --out={tmp}/new.zip", "compression.zip cannot be unpacked: "),
+  "damaged": ("damaged.tar.xz --out={tmp}/new.zip", "damaged.tar.xz cannot be unpacked: "),
+  "out": ("classes.zip --out=/proc/new.zip", "--out=/proc/new.zip: "),
+  "no folder": ("classes.zip --out={tmp}/there.zip/new.zip", "--out={tmp}/there.zip/new.zip: "),
+  "npy": ("array.npz --out={tmp}/new.zip", "array.npz cannot be read as an .npz of images: it is a single array"),
+  "all small": ("images.npz --out={tmp}/new.zip --transform=center-crop-wide --resolution=9x4", "all 12 images are"),
+  "channels": ("classes --out={tmp}/new.zip --channels=1", "--channels=1: goes with --transform"),
+  "data_dir": ("classes --out={tmp}/new.zip --data_dir=x", "--data_dir=x: goes with tfds:NAME"),
+  "no out for few": ("tfds:tiny_images --data_dir={tmp}/tfds --max_images=3", "--max_images=3: goes with --out"),
+  "no split": ("tfds:tiny_images --data_dir={tmp}/tfds --split=bogus", "tiny_images/bogus: Unknown split 'bogus'"),
+  "bad split": ("tfds:cifar10 --data_dir={tmp}/none --split=train[", "cifar10/train[: "),
   "no such set": ("tfds:cifar_10", "TFDS has no set 'cifar_10'; nearest: cifar10"),
 }
 
@@ -122,6 +142,26 @@ def folder(tmp_path_factory):
   make_tar(tmp / "outside.tar", {"../outside.png": good}, "w")
   make_tar(tmp / "evil.tar", {"data_batch_1": b"cposix\nsystem\n(U\x04true\ntR.", "b": b""}, "w")
   prepare_tfds(tmp / "tfds", {"train": [(image, i % 3) for i, image in enumerate(IMAGES)]}, (8, 8, 3))
+  with zipfile.ZipFile(tmp / "mac.zip", "w") as archive:  # as macOS packs a folder
+    for name, data in classes.items():
+      archive.writestr(f"set/{name}", data)
+      archive.writestr(f"__MACOSX/set/._{name.replace('/', '_')}", b"x")
+    archive.writestr(".DS_Store", b"x")
+    archive.writestr("license.txt", b"x")
+  make_tar(tmp / "inside.tar", {**{f"a/b/{name}": data for name, data in batches.items()}, "a/c/x.txt": b"x"}, "w")
+  with zipfile.ZipFile(tmp / "sizes.zip", "w") as archive:
+    for i, image in enumerate(MIXED):
+      archive.writestr(f"set/{i}.png", encoded(image))
+  whole = (tmp / "classes.zip").read_bytes()
+  at = whole.index(b"PK\x01\x02")  # the directory's first entry: flags at 8, compression at 10
+  (tmp / "encrypted.zip").write_bytes(whole[:6] + b"\x01" + whole[7 : at + 8] + b"\x01" + whole[at + 9 :])
+  (tmp / "compression.zip").write_bytes(whole[:8] + b"\x63" + whole[9 : at + 10] + b"\x63" + whole[at + 11 :])
+  make_tar(tmp / "damaged.tar.xz", {"a.png": random_images(1, 300, 300, 3)[0].tobytes()}, "w:xz")
+  whole = (tmp / "damaged.tar.xz").read_bytes()
+  (tmp / "damaged.tar.xz").write_bytes(whole[:200_000] + bytes(100) + whole[200_100:])
+  with (tmp / "array.npz").open("wb") as file:
+    np.save(file, IMAGES)
+  prepare_tfds(tmp / "tfds_mixed", {"train": [(image, 0) for image in MIXED]})
   for name in ("there.zip", "replaced.zip"):
     (tmp / name).write_text("mine")
   return tmp
@@ -208,6 +248,34 @@ def test_tfds(results, folder):
   assert code == 0, err
   fields = f"--config.data.name=tfds --config.data.path=tiny_images --config.data.data_dir={folder}/tfds "
   assert fields + "--config.data.split=train --config.data.resolution=8 --config.data.channels=3 " in out
+
+
+def test_tfds_sets_of_mixed_sizes(results, folder):
+  got = prepared(results, folder, "tfds wide", "tfds_wide.zip")["image"]
+  kept = [Transform("center-crop-wide", 8, 6)(Image.fromarray(MIXED[i])) for i in (0, 2, 3)]
+  assert sorted(x.tobytes() for x in got) == sorted(x.tobytes() for x in kept)
+  assert "3 of 4 images" in results["tfds wide"][1]
+
+
+def test_what_lies_beside_images_does_not_count(results, folder):
+  order = np.arange(12).reshape(4, 3).T.ravel()
+  check(prepared(results, folder, "mac", "mac_out.zip"), IMAGES[order], order % 3)
+  check(prepared(results, folder, "cifar inside", "cifar_inside.zip"), CIFAR[:25], LABELS[:25])
+
+
+def test_flags_are_quoted(results, folder):
+  code, out, err = results["quoted"]
+  assert code == 0, err
+  words = shlex.split(out.splitlines()[-1])
+  assert f"--config.data.path={folder}/a_&_b.zip" in words and f"'--config.data.path={folder}/a_&_b.zip'" in out
+
+
+def test_splits_are_checked_before_a_set_is_prepared():
+  builder = types.SimpleNamespace(info=types.SimpleNamespace(splits={"train": 1, "test": 1}))
+  for split in ("train", "test+train[:10%]", "all"):
+    tfds_sets.check_split(builder, "a", split)
+  with pytest.raises(ValueError, match="a has the splits train, test, got 'bogus'"):
+    tfds_sets.check_split(builder, "a", "train+bogus[:3]")
 
 
 def test_overwrite(results, folder):

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
+from data.formats import encoded, make_folder, make_zip
 from training import tiny, toy
 
 from diffusion_jax import config as config_lib
@@ -134,6 +135,55 @@ def test_workdirs_are_named_after_what_determines_the_updates(tmp_path):
     paths.append(name(data__path=str(tmp_path / folder / "x.zip")))
   assert paths[0] == paths[1] != paths[2] != plain
   assert name(seed=1) != plain and name(train__num_steps=7) != plain and name(edm__p_mean=-1.0) != plain
+  free = {"train__checkpoint_every": 8, "train__parallel": "jit", "data__cache": "none", "hang_timeout": 3.0}
+  assert all(name(**{field: value}) == plain for field, value in free.items())
+
+
+def test_data_are_told_apart_by_what_they_hold(tmp_path):
+  """Wherever they lie; other data under the same name and of the same size are others."""
+  name = lambda kind, path: runs.config_hash(with_(data__name=kind, data__path=str(path)))
+  tfds = [name("tfds", f"imagenet_resized/{size}x{size}") for size in (32, 64)]
+  image, other = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
+  for folder, inside in (("a", image), ("b", image), ("c", other)):
+    make_folder(tmp_path / folder / "set", {"x/1.png": encoded(inside, "bmp")})
+    make_zip(tmp_path / folder / "set.zip", [encoded(inside, "bmp")], [0])
+    (tmp_path / folder / "set.bin").write_bytes(inside.tobytes())
+  assert (tmp_path / "a/set.zip").stat().st_size == (tmp_path / "c/set.zip").stat().st_size
+  make_folder(tmp_path / "d" / "set", {"x/2.png": encoded(image, "bmp")})  # other names
+  make_folder(tmp_path / "e" / "set", {"x/1.png": encoded(image, "bmp"), "dataset.json": b'{"labels": null}'})
+  make_folder(tmp_path / "f" / "set", {"x/1.png": encoded(image, "bmp"), "notes.txt": b"x"})
+  zips = [name("zip", tmp_path / folder / "set.zip") for folder in "abc"]
+  files = [name("npz", tmp_path / folder / "set.bin") for folder in "abc"]
+  folders = [name("folder", tmp_path / folder / "set") for folder in "abdef"]
+  moved = [tfds[:1] * 2 + tfds[1:], zips, files]
+  assert all(a == b != c for a, b, c in moved) and folders[0] == folders[1] == folders[4]
+  assert len({*tfds, *zips, *files, *folders}) == 2 * 3 + 3
+  assert name("zip", tmp_path / "none.zip") == name("zip", tmp_path / "a" / "none.zip")
+  (tmp_path / "a/set/y.bmp").write_bytes(encoded(image, "bmp"))
+  assert name("folder", tmp_path / "a/set") != folders[0]
+
+
+def test_the_names_of_workdirs_are_fixed():
+  """Of data that come with the library: nothing on a disk counts."""
+  assert runs.config_hash(config_lib.default()) == "44136fa3"
+  assert runs.config_hash(runs.load_config("configs/edm_photos.py")) == runs.config_hash(
+    runs.load_config("configs/edm_photos.py", {"data.cache": "none", "sampling.num_steps": 3})
+  )
+
+
+def test_scorers_are_shared_by_what_has_the_same_real_images(monkeypatch):
+  made = []
+  monkeypatch.setattr(bench, "scorers_for", lambda config, *args: made.append(dict(config.data)) or [len(made)])
+  pool = runs.ScorerPool(study_of())
+
+  def of(reference=None, **data):
+    return pool.of(runs.Job(Run({}, CONFIG, data=data, reference=reference), 0, config_lib.default(), None))
+
+  first = of()
+  for same in ({"cache": "none"}, {"flip": True}, {"augment": 0.1}, {"num_classes": 0}):
+    assert of(**same) is first
+  others = [{"split": "test"}, {"transform": "resize"}, {"data_dir": "x"}, {"resolution": 16}, {"reference": "a"}]
+  assert len({id(found) for found in [first, *(of(**other) for other in others)]}) == len(made) == 6
 
 
 def with_(**fields):
@@ -261,6 +311,8 @@ def test_wrong_studies(tmp_path):
   (tmp_path / "s.py").write_text("def get_study(): return 3\n")
   with pytest.raises(StudyError, match="must return a diffusion_jax.study.Study, got int"):
     runs.load(str(tmp_path / "s.py"))
+  with pytest.raises(StudyError, match=r"metrics must be a list of names such as \('frechet',\)"):
+    study_of(metrics="frechet")
   for evaluations, message in [
     ([Evaluation({}, {"steps": 3})], "sampling.steps"),
     ([Evaluation({}, {"sampler": "huen"})], "sampling.sampler = 'huen'"),
@@ -269,6 +321,30 @@ def test_wrong_studies(tmp_path):
   ]:
     with pytest.raises((StudyError, config_lib.ConfigError), match=message):
       runs.jobs(study_of(steps=(2,), evaluations=evaluations), tmp_path)
+
+
+WRONG_FILES = {
+  "def get_study(:\n  pass": "SyntaxError: invalid syntax (line 1)",
+  "\n\nstudy = Studdy()": "NameError: name 'Studdy' is not defined (line 3)",
+  "import nothing_of_this_name": "ModuleNotFoundError: No module named 'nothing_of_this_name' (line 1)",
+  "def get_study():\n  x = {}\n  return x['a']": "KeyError: 'a' (line 3)",
+  "def get_study():\n  raise ValueError('two\\nlines')": "ValueError: two lines (line 2)",
+  "def get_study():\n  assert False": "AssertionError: (line 2)",
+  "def get_study(folder):\n  pass": "get_study() needs an argument, as {file}:ARGUMENT",
+  "def get_study():\n  pass": "get_study() returns nothing",
+  "import diffusion_jax.study as s\ndef get_study():\n  return s.Study(run=[])": (
+    "TypeError: Study.__init__() got an unexpected keyword argument 'run' (line 3)"
+  ),
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES)
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path, text):
+  file = tmp_path / "s.py"
+  file.write_text(text + "\n")
+  with pytest.raises(StudyError) as error:
+    runs.load(str(file))
+  assert str(error.value) == f"{file}: {WRONG_FILES[text]}".format(file=file)
 
 
 def test_committed_studies_hold_together(tmp_path):

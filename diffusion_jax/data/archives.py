@@ -1,23 +1,25 @@
 """Archives of images as they are published: zips, tars, CIFAR-10's batches."""
 
 import contextlib
+import lzma
 import pickle
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 
+from diffusion_jax.data import labels as labels_lib
 from diffusion_jax.data.base import Arrays, DataError
+from diffusion_jax.data.decoded import DAMAGE, SUFFIXES
 
 _CIFAR10 = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
 
 
 @contextlib.contextmanager
-def unpacked(path, beside=None) -> Iterator[epath.Path]:
+def unpacked(path, beside=None) -> Iterator[tuple[epath.Path, str]]:
   """The folder with what is in a zip or a tar (also compressed), removed at the end.
 
   Args:
@@ -25,7 +27,9 @@ def unpacked(path, beside=None) -> Iterator[epath.Path]:
     beside: the folder in which it is unpacked; None is the system's for temporary files.
 
   Yields:
-    The folder: the innermost that is not alone in its folder, so that classes are its first-level folders.
+    The folder, and what messages call it, by the archive's name. It is the innermost that is not alone in its folder,
+    so that classes are its first-level folders; names that start with a dot, __MACOSX, and files that are no images do
+    not count.
 
   Raises:
     DataError: it is no archive, or a damaged or dangerous one.
@@ -43,21 +47,33 @@ def unpacked(path, beside=None) -> Iterator[epath.Path]:
             archive.extractall(root, filter="data")
         else:
           raise ValueError("it is neither a zip nor a tar")
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
-      raise DataError(f"{path} cannot be unpacked: {error}") from None
+    except (*DAMAGE, tarfile.TarError, lzma.LZMAError) as error:
+      reason = " ".join(str(error).replace(root, str(path)).split())
+      raise DataError(f"{path} cannot be unpacked: {reason}") from None
     folder = epath.Path(root)
-    while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+    while len(inside := list(filter(_counts, folder.iterdir()))) == 1 and inside[0].is_dir():
       folder = inside[0]
-    yield folder
+    yield folder, (epath.Path(path) / folder.relative_to(root)).as_posix()
 
 
-def is_cifar10(folder: epath.Path) -> bool:
-  """Whether a folder is cifar-10-batches-py."""
-  return (folder / _CIFAR10["train"][0]).exists()
+def _counts(path: epath.Path) -> bool:
+  name = path.name.lower()
+  if name.startswith(".") or name == "__macosx":
+    return False
+  return path.is_dir() or name.endswith(SUFFIXES) or name in (labels_lib.FILE, _CIFAR10["train"][0])
 
 
-def cifar10(folder: epath.Path, split: str) -> Arrays:
-  """CIFAR-10 from the batches of its Python form, in their order.
+def find_cifar10(folder: epath.Path) -> epath.Path | None:
+  """cifar-10-batches-py, be it the folder or anywhere in it; None if it is not there."""
+  for root, folders, names in folder.walk():
+    folders.sort()
+    if _CIFAR10["train"][0] in names:
+      return epath.Path(root)
+  return None
+
+
+def cifar10(folder: epath.Path, split: str, called: str) -> Arrays:
+  """CIFAR-10 from the batches of its Python form, in their order; messages name the folder as it is `called`.
 
   Raises:
     DataError: a batch is missing or not of that form.
@@ -74,7 +90,7 @@ def cifar10(folder: epath.Path, split: str) -> Arrays:
       if labels[-1].shape != (len(images[-1]),) or not 0 <= labels[-1].min() <= labels[-1].max() < 10:
         raise ValueError("its labels are not one of 0 to 9 an image")
     except (OSError, EOFError, AttributeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-      raise DataError(f"{folder / name} cannot be read: {type(error).__name__}: {error}") from None
+      raise DataError(f"{called}/{name} cannot be read: {type(error).__name__}: {error}") from None
   return Arrays("cifar10", split, np.concatenate(images), np.concatenate(labels), 10)
 
 

@@ -15,6 +15,14 @@ class DataError(ValueError):
   """Data that cannot be read; its message is one line with the place."""
 
 
+class BadOption(ValueError):
+  """An option of a source with a wrong value; `option` is its name."""
+
+  def __init__(self, option: str, message: str):
+    super().__init__(message)
+    self.option = option
+
+
 class Source(Protocol):
   """Images with labels, addressed by index.
 
@@ -92,9 +100,12 @@ def check_indices(indices, size: int) -> np.ndarray:
 
 
 def known(kind: str, name: str, valid) -> str:
-  """Returns `name`; raises ValueError with the nearest of the names `valid` if it is not one of them."""
+  """Returns `name`; raises BadOption with the nearest of the names `valid` if it is not one of them.
+
+  The option is the first word of `kind`, "split of source 'zip'".
+  """
   if name in valid:
     return name
   nearest = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.0)
   hint = f"; did you mean {nearest[0]!r}? Valid:" if nearest else "; valid:"
-  raise ValueError(f"unknown {kind}: {name!r}{hint} {', '.join(valid) or 'none'}")
+  raise BadOption(kind.partition(" ")[0], f"unknown {kind}: {name!r}{hint} {', '.join(valid) or 'none'}")

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from diffusion_jax.data.base import Arrays, Source, check_indices, known
+from diffusion_jax.data.base import Arrays, BadOption, Source, check_indices, known
 
 DIGITS_TEST = 297  # of 1,797 digits
 PHOTO_COLUMNS = {"train": (0, 480), "test": (480, 640)}  # the columns of each photograph that a split may see
@@ -82,9 +82,9 @@ def photos(split: str, resolution: int = 32, stride: int = 4) -> Source:
   """
   first, stop = PHOTO_COLUMNS[known("split of source 'photos'", split, PHOTO_COLUMNS)]
   if not isinstance(resolution, int) or resolution not in (16, 32):
-    raise ValueError(f"resolution of source 'photos' must be 16 or 32, got {resolution!r}")
+    raise BadOption("resolution", f"resolution of source 'photos' must be 16 or 32, got {resolution!r}")
   if not isinstance(stride, int) or stride < 1:
-    raise ValueError(f"stride of source 'photos' must be a whole number >= 1, got {stride!r}")
+    raise BadOption("stride", f"stride of source 'photos' must be a whole number >= 1, got {stride!r}")
   photographs = _photographs()
   rows = range(0, photographs.shape[1] - resolution + 1, stride)
   columns = range(first, stop - resolution + 1, stride)

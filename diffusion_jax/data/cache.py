@@ -1,13 +1,17 @@
 """Decoded images held in memory."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from etils import epath
 
-from diffusion_jax.data.base import Source, check_indices
+from diffusion_jax.data.base import Arrays, Source, check_indices
 from diffusion_jax.data.decoded import Decoded
 
 _SHARE = 4  # a set is held by itself if it takes at most one in this many of the bytes available
 _CHUNK = 1024  # images gathered at a time
+_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 class Cached:
@@ -59,24 +63,56 @@ def cached(source: Source, mode: str) -> Source:
 
 
 def everything(source: Source) -> dict[str, np.ndarray]:
-  """All of a source: "image" [N, H, W, C] uint8 or float32 in [−1, 1], and "label" [N] int32; not to be written to."""
+  """All of a source: "image" [N, H, W, C] uint8 or float32 in [−1, 1], and "label" [N] int32; not to be written to.
+
+  What is in memory already is not copied.
+  """
+  if isinstance(source, Arrays):
+    return {"image": source.images, "label": source.labels}
   return (source if isinstance(source, Cached) else Cached(source)).whole()
 
 
-def available_memory() -> int:
-  """Bytes that the machine has left or, where that is less, the container (cgroup) of this process; 0 if unknown."""
-  left = []
+def available_memory(root="/") -> int:
+  """Bytes that the machine has left or, where that is less, a cgroup of this process or one above it; 0 if unknown.
+
+  Files that the system keeps in memory and has not used lately count as left.
+
+  Args:
+    root: the folder with `proc` and `sys`.
+  """
+  root, left = epath.Path(root), []
   try:
-    fields = dict(line.split(":") for line in epath.Path("/proc/meminfo").read_text().splitlines())
-    left.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    left.append(_fields(root / "proc/meminfo")["MemAvailable"] * 1024)
   except (OSError, KeyError, ValueError):
     pass  # no Linux
-  for limit, used in (
-    ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
-  ):
-    folder = epath.Path("/sys/fs/cgroup")
+  for folder, (limit, used, cache) in _cgroups(root):
     try:
-      left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+      room = int((folder / limit).read_text()) - int((folder / used).read_text())
+      left.append(room + _fields(folder / "memory.stat").get(cache, 0))
     except (OSError, ValueError):
-      pass  # another version of cgroups, or "max"
+      pass  # no limit ("max"), or no such folder: a container sees its own cgroup at the top
   return max(0, min(left, default=0))
+
+
+def _cgroups(root: epath.Path) -> Iterator[tuple[epath.Path, tuple[str, str, str]]]:
+  """The memory cgroups of this process and those above them, with the names of limit, use and cache in them."""
+  try:
+    lines = (root / "proc/self/cgroup").read_text().splitlines()
+  except OSError:
+    return
+  for line in lines:
+    _, controllers, inside = line.split(":", 2)
+    tops, names = [], _CGROUP_V1
+    if not controllers:
+      tops, names = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], _CGROUP_V2
+    elif "memory" in controllers.split(","):
+      tops = ["sys/fs/cgroup/memory", f"sys/fs/cgroup/{controllers}"]
+    parts = [part for part in inside.split("/") if part not in ("", "..")]  # .. where it is outside of the container
+    for top in tops:
+      yield from ((root.joinpath(top, *parts[:depth]), names) for depth in range(len(parts), -1, -1))
+
+
+def _fields(path: epath.Path) -> dict[str, int]:
+  """The numbers of a file of lines "name: number kB" or "name number"."""
+  words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+  return {line[0]: int(line[1]) for line in words if len(line) > 1}

@@ -1,6 +1,7 @@
 """Sources whose images are decoded when they are gathered, by several threads (PIL decodes outside Python's lock).
 
 That all images have one size is seen when the source is opened, from their headers alone: no pixel is decoded for it.
+Then damage of files is looked for too, see `Files`.
 """
 
 import concurrent.futures
@@ -23,7 +24,12 @@ DAMAGE = (  # of a file; RuntimeError is zipfile's for one that is encrypted
 )  # fmt: skip
 CHANNELS = {"L": 1, "RGB": 3}  # by PIL's modes: what is taken as it is
 
+_PNG = b"\x89PNG\r\n\x1a\n"  # how one starts
+_JPEG = (b"\xff\xd8", b"\xff\xd9")  # how one starts and ends
 _HEADER_BYTES = 1 << 16  # read for a header; those of photographs may hold a profile and a thumbnail
+_THOROUGH = 2 << 30  # bytes: files of up to so many together are read whole when they are opened
+_SAMPLED = 256  # files whose sizes say how many bytes all have
+TAIL = 12  # bytes: the last chunk of a PNG, the last of a JPEG
 _LEAST = 16  # images a thread: fewer are not worth another one
 
 
@@ -119,9 +125,18 @@ class Decoded:
 
 
 class Files(Decoded):
-  """Image files: a subclass gives `_bytes(i, most)`, the first `most` bytes of file i, or all of them."""
+  """Image files, which are looked at for damage when their headers are checked.
+
+  A subclass gives `_bytes(i, most)`, the first `most` bytes of file i, or all of them; and, if they are to be looked
+  at, their sizes and last bytes. Up to 2 GiB of files are read whole. Then what is found is: a PNG that is truncated or
+  has a wrong CRC, a JPEG without its end, a member of a zip with a wrong CRC. Of more bytes the first 64 KiB and the
+  end of each file are read: PNGs and JPEGs without their end are found. Not found, until they are decoded, are damage
+  inside a JPEG, files of other formats, and compressed data that are wrong under a right CRC. A file that seems damaged
+  is decoded, which settles it.
+  """
 
   _labels: np.ndarray  # [N] int32
+  _look = None  # at file i: gives its header after looking for damage; set by `check`
 
   def __len__(self):
     return len(self._labels)
@@ -129,11 +144,78 @@ class Files(Decoded):
   def _bytes(self, i: int, most: int | None = None) -> bytes:
     raise NotImplementedError
 
+  def _size(self, i: int) -> int | None:
+    """Bytes of file i; None for files that are not looked at for damage."""
+    return None
+
+  def _tail(self, i: int) -> bytes:
+    """The last TAIL bytes of file i."""
+    raise NotImplementedError
+
+  def check(self):
+    sampled = range(0, len(self), max(1, len(self) // _SAMPLED))
+    try:
+      sizes = [self._size(i) for i in sampled]
+    except OSError:  # found, and named, by the headers
+      sizes = [None]
+    if None not in sizes:
+      self._look = self._whole if sum(sizes) * len(self) <= _THOROUGH * len(sizes) else self._ends
+    return super().check()
+
   def _read(self, i):
     return opened(self._bytes(i)), self._labels[i]
 
   def _header(self, i):
+    if self._look:
+      return self._look(i)
     return header(self._bytes(i, _HEADER_BYTES), lambda: self._bytes(i))
+
+  def _whole(self, i):
+    data = self._bytes(i)
+    found = header(data)
+    if not intact(data):
+      opened(data).load()
+    return found
+
+  def _ends(self, i):
+    first = self._bytes(i, _HEADER_BYTES)
+    found = header(first, lambda: self._bytes(i))
+    if not (intact(first) if len(first) < _HEADER_BYTES else _has_end(first, self._tail(i))):
+      opened(self._bytes(i)).load()
+    return found
+
+
+def intact(data: bytes) -> bool:
+  """Whether a file shows no damage: chunks and CRCs of a PNG, the end of a JPEG; of other formats nothing is seen.
+
+  Raises:
+    ValueError: a CRC of a PNG's header, palette or pixels is wrong, which PIL may pass over.
+  """
+  if data[:2] == _JPEG[0]:
+    return data[-2:] == _JPEG[1]
+  if data[:8] != _PNG:
+    return True
+  view, at = memoryview(data), 8
+  while at + 12 <= len(data):
+    stop = at + 8 + struct.unpack_from(">I", data, at)[0]  # of the chunk, before its CRC
+    kind = data[at + 4 : at + 8]
+    if stop + 4 > len(data):
+      return False
+    if zlib.crc32(view[at + 4 : stop]) != struct.unpack_from(">I", data, stop)[0]:
+      if kind in (b"IHDR", b"PLTE", b"IDAT"):
+        raise ValueError(f"wrong CRC in its chunk {kind.decode()}")
+      return False
+    if kind == b"IEND":
+      return True
+    at = stop + 4
+  return False
+
+
+def _has_end(first: bytes, tail: bytes) -> bool:
+  """`intact`, as far as a file's first and last bytes tell."""
+  if first[:8] == _PNG:
+    return tail[4:8] == b"IEND"
+  return first[:2] != _JPEG[0] or tail[-2:] == _JPEG[1]
 
 
 def header(first: bytes, whole: Callable[[], bytes] | None = None) -> tuple[tuple[int, int], str]:
@@ -146,10 +228,12 @@ def header(first: bytes, whole: Callable[[], bytes] | None = None) -> tuple[tupl
   Raises:
     One of DAMAGE: it is no image.
   """
-  if first[:8] == b"\x89PNG\r\n\x1a\n" and first[12:16] == b"IHDR":
+  if first[:8] == _PNG and first[12:16] == b"IHDR":
     width, height, depth, colour = struct.unpack_from(">IIBB", first, 16)
     if depth == 8 and colour in (0, 2):  # the usual ones, in a thirtieth of PIL's time
       return (width, height), "RGB" if colour else "L"
+    if depth == 16 and colour:  # of which PIL would give the upper 8; grey it refuses to call 8-bit
+      raise ValueError("it is a PNG of 16 bits a channel, not 8")
   try:
     image = opened(first)
   except _damage():

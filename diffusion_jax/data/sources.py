@@ -55,7 +55,7 @@ def from_config(config) -> Source:
   """
   data = config.data
   takes = inspect.signature(config_lib.choose("data.name", data.name, SOURCES)).parameters
-  for field in ("transform", "data_dir"):
+  for field in ("path", "transform", "data_dir"):
     if data[field] and field not in takes:
       raise config_lib.wrong(f"data.{field}", data[field], f"must be '' for {data.name}")
   options = {field: data[field] for field in ("path", "data_dir", "resolution") if field in takes}
@@ -67,7 +67,7 @@ def from_config(config) -> Source:
   try:
     source = load(data.name, data.split, **options)
   except ValueError as error:
-    field = "path" if "path" in takes else "split"
+    field = getattr(error, "option", "path")
     raise config_lib.wrong(f"data.{field}", data[field], str(error)) from None
   shape = (data.resolution, data.resolution, data.channels)
   if source.image_shape != shape:

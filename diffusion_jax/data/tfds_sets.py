@@ -1,11 +1,12 @@
 """TFDS's image sets, read by index through tfds.data_source: once prepared as array_record, without TensorFlow."""
 
 import difflib
+import shlex
 
 import numpy as np
 from etils import epath
 
-from diffusion_jax.data.base import DataError
+from diffusion_jax.data.base import BadOption, DataError
 from diffusion_jax.data.decoded import Decoded, header
 from diffusion_jax.data.transforms import Transform
 
@@ -14,9 +15,11 @@ class TfdsSet(Decoded):
   """One split of a TFDS image set.
 
   Images are the feature `image`, or the only one of images; labels the feature `label`, or the only one of classes.
+  Where the set's description leaves sizes open and they matter, all headers are read when it is opened.
   """
 
-  def __init__(self, split: str, name: str, data_dir: str = "", transform: Transform | None = None):
+  def __init__(self, split: str, name: str, data_dir: str = "", transform: Transform | None = None, check: bool = True):
+    """With check=False headers are not read yet: `check` is to be called before `gather`."""
     builder = open_builder(name, data_dir)
     features = builder.info.features
     self._image, self._label = find_features(features, name)
@@ -25,13 +28,15 @@ class TfdsSet(Decoded):
     if not self._num_examples:
       raise ValueError(f"{self._set} has no examples")
     super().__init__("tfds", split, features[self._label].num_classes if self._label else 0, transform)
-    shape = features[self._image].shape
+    self._shape_of_all, self._undecoded = tuple(features[self._image].shape), None
     if transform:
       self.image_shape = transform.shape
-    elif None not in shape:
-      self.image_shape = tuple(shape)
-    else:  # sizes that the set's description leaves open are seen from the images' headers
+    if None in self._shape_of_all:
       self._undecoded = _open(builder, split, name, data_dir, undecoded=self._image)
+    elif not transform:
+      self.image_shape = self._shape_of_all
+      return
+    if check and (transform is None or transform.may_refuse):
       self.check_all()
 
   def __len__(self):
@@ -41,7 +46,10 @@ class TfdsSet(Decoded):
     return f"{self._set}: image {i}"
 
   def _header(self, i):
-    return header(self._undecoded[i][self._image])
+    if self._undecoded is not None:
+      return header(self._undecoded[i][self._image])
+    height, width, channels = self._shape_of_all
+    return (width, height), {1: "L", 3: "RGB", 4: "RGBA"}.get(channels, f"of {channels} channels")
 
   def _read(self, i):
     import PIL.Image
@@ -55,7 +63,9 @@ class TfdsSet(Decoded):
     return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), label
 
 
-def tfds(split: str, path: str = "", data_dir: str = "", transform: Transform | None = None) -> TfdsSet:
+def tfds(
+  split: str, path: str = "", data_dir: str = "", transform: Transform | None = None, check: bool = True
+) -> TfdsSet:
   """A TFDS image set, see `TfdsSet`.
 
   Args:
@@ -63,13 +73,14 @@ def tfds(split: str, path: str = "", data_dir: str = "", transform: Transform | 
     path: TFDS's name of the set, with its config: "cifar10", "imagenet_resized/64x64".
     data_dir: the folder in which TFDS keeps its sets; "" is its own default, or TFDS_DATA_DIR of the environment.
     transform: what brings the images to one size; None if they have it.
+    check: read the headers of images whose size is open; else `Decoded.check` does.
 
   Raises:
     ValueError: no such set, split or images, or it is not prepared as array_record: with the command that prepares it.
   """
   if not path:
     raise ValueError("source 'tfds' needs the name of a set as its path, for instance cifar10")
-  return TfdsSet(split, path, data_dir, transform)
+  return TfdsSet(split, path, data_dir, transform, check)
 
 
 def open_builder(name: str, data_dir: str):
@@ -93,7 +104,23 @@ def is_prepared(builder) -> bool:
 
 def prepare_command(name: str, data_dir: str) -> str:
   """What prepares a set."""
-  return f"python experiments/prepare_data.py tfds:{name}" + (f" --data_dir={data_dir}" if data_dir else "")
+  words = [f"tfds:{name}"] + [f"--data_dir={data_dir}"] * bool(data_dir)
+  return " ".join(["python experiments/prepare_data.py", *map(shlex.quote, words)])
+
+
+def check_split(builder, name: str, split: str):
+  """Raises BadOption for a split that is none, as far as that is known before a set is prepared."""
+  import tensorflow_datasets
+
+  try:
+    tensorflow_datasets.core.ReadInstruction.from_spec(split)
+  except (AssertionError, ValueError) as error:
+    raise BadOption("split", f"{name}/{split}: {' '.join(str(error).split())}") from None
+  known = list(builder.info.splits)  # none for most sets that are not prepared
+  parts = [part.partition("[")[0].strip() for part in split.split("+")]
+  wrong = [part for part in parts if part not in (*known, "all")]
+  if known and wrong:
+    raise BadOption("split", f"{name} has the splits {', '.join(known)}, got {wrong[0]!r}")
 
 
 def _open(builder, split: str, name: str, data_dir: str, undecoded: str | None = None):
@@ -113,7 +140,8 @@ def _open(builder, split: str, name: str, data_dir: str, undecoded: str | None =
       f"prepares it as array_record in another folder: {command}"
     ) from None
   except (OSError, ValueError) as error:
-    raise ValueError(f"{name}/{split}: {' '.join(str(error).split())}") from None
+    message = f"{name}/{split}: {' '.join(str(error).split())}"
+    raise BadOption("split" if "split" in str(error) else "path", message) from None
 
 
 def find_features(features, name: str) -> tuple[str, str | None]:

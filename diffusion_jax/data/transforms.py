@@ -55,6 +55,11 @@ class Transform:
     """(H, W, C) of the result."""
     return (self.width if self.name == "center-crop-wide" else self.height, self.width, self.channels)
 
+  @property
+  def may_refuse(self) -> bool:
+    """Whether there are images that are too small."""
+    return self.name == "center-crop-wide"
+
   def check(self, size: tuple[int, int], mode: str):
     """Raises ValueError unless an image of this (width, height) and PIL mode can be transformed."""
     if mode not in MODES:

@@ -96,6 +96,9 @@ class Study:
     blocks: blocks of seeds a score; a seed's score is their mean.
     extractor: see `bench.scorers_for`.
     about: a paragraph above the results.
+
+  Raises:
+    StudyError: `metrics` is not a list of names.
   """
 
   runs: Sequence[Run]
@@ -108,3 +111,7 @@ class Study:
   blocks: int = 1
   extractor: str | None = None
   about: str = ""
+
+  def __post_init__(self):
+    if isinstance(self.metrics, str):
+      raise StudyError(f"metrics must be a list of names such as ({self.metrics!r},), got {self.metrics!r}")

@@ -4,9 +4,11 @@ A run's workdir is named after a hash of what determines its updates, and its sc
 provenance. So a study that is started again does only what is missing, and a changed config is a new run.
 """
 
+import contextlib
 import inspect
 import re
 import runpy
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,11 +17,14 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
+from diffusion_jax.data import identity
 from diffusion_jax.evaluation import bench, features, records
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
-from diffusion_jax.training import checkpoint, loop
+from diffusion_jax.training import checkpoint, loop, run_config
+
+_NOT_IMAGES = ("cache", "num_classes", "flip", "augment")  # fields of config.data that real images do not depend on
 
 
 class Stopped(Exception):
@@ -55,6 +60,8 @@ def load_config(path: str, fields: Mapping[str, object] = {}) -> ConfigDict:
     ConfigError: a field is unknown or of another type.
   """
   config = call(path, "get_config")
+  if not isinstance(config, ConfigDict):
+    raise StudyError(f"{path}: get_config() must return a ConfigDict, got {type(config).__name__}")
   override(config, fields)
   return config
 
@@ -75,17 +82,48 @@ def call(path: str, name: str):
   """What a function of a Python file returns, "FILE.py" or with an argument of the function "FILE.py:ARGUMENT".
 
   Raises:
-    StudyError: there is no such file, or it has no such function.
+    StudyError: there is no such file, it has no such function, it or the function fails, or nothing is returned.
+    ConfigError: of the file or the function, as it is.
   """
   file, _, argument = str(path).partition(":")
   if not epath.Path(file).is_file():
     raise StudyError(f"{file}: no such file")
-  function = runpy.run_path(file).get(name)
-  if function is None:
+  with _one_line(file):
+    function = runpy.run_path(file).get(name)
+  if not callable(function):
     raise StudyError(f"{file} has no {name}()")
-  if argument and not inspect.signature(function).parameters:
+  parameters = inspect.signature(function).parameters.values()
+  if argument and not parameters:
     raise StudyError(f"{path}: {name}() takes no argument")
-  return function(argument) if argument else function()
+  if not argument and any(
+    p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
+  ):
+    raise StudyError(f"{path}: {name}() needs an argument, as {file}:ARGUMENT")
+  with _one_line(file):
+    value = function(argument) if argument else function()
+  if value is None:
+    raise StudyError(f"{path}: {name}() returns nothing")
+  return value
+
+
+@contextlib.contextmanager
+def _one_line(file: str):
+  """Whatever a Python file raises as a StudyError with its place in the file."""
+  try:
+    yield
+  except (StudyError, config_lib.ConfigError):  # which name what is wrong themselves
+    raise
+  except SyntaxError as error:
+    raise StudyError(_said(file, error, error.msg, error.lineno if error.filename == file else None)) from None
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == file), None)
+    raise StudyError(_said(file, error, str(error), line)) from None
+
+
+def _said(file: str, error: Exception, message: str, line: int | None) -> str:
+  message = " ".join(filter(None, [f"{type(error).__name__}:", *message.split()]))
+  return f"{file}: {message}" + (f" (line {line})" if line else "")
 
 
 def jobs(study: Study, root) -> list[Job]:
@@ -149,13 +187,14 @@ def _refuse_twice(what: str, labels: Sequence[Mapping]):
 def config_hash(config: ConfigDict) -> str:
   """8 hexadecimal digits of what determines a run's updates: its fields that are not at their defaults, and its data.
 
-  A file of data counts by its name and size, so that it may be moved.
+  Fields that may differ when a run goes on do not count, but train.num_steps does. Data count as `identity.of_path` has
+  it, so that they may be moved.
   """
   default, given = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
-  kept = {name: value for name, value in given.items() if default[name] != value and not name.startswith("sampling.")}
-  if "data.path" in kept:
-    path = epath.Path(kept["data.path"])
-    kept["data.path"] = [path.name, path.stat().length if path.is_file() else None]
+  counts = lambda name: name == "train.num_steps" or not run_config.is_free(name)
+  kept = {name: value for name, value in given.items() if default[name] != value and counts(name)}
+  if config.data.path:
+    kept["data.path"] = identity.of_path(config.data.name, config.data.path)
   return records.digest(kept)[:8]
 
 
@@ -199,8 +238,7 @@ class ScorerPool:
     if job.config is None:
       config.data.name = ""
     config.data.update(dict(job.run.data))
-    data = config.data
-    key = data.name, data.path, data.split, data.resolution, data.channels, job.run.reference
+    key = *((name, value) for name, value in config.data.items() if name not in _NOT_IMAGES), job.run.reference
     if key not in self._made:
       study = self._study
       self._made[key] = bench.scorers_for(config, study.metrics, study.extractor, self._files, job.run.reference)

@@ -49,12 +49,17 @@ def as_config(fields: dict) -> ConfigDict:
 
 # What does not change a run's updates (beyond rounding), and may differ when it goes on. A last dot stands for all
 # fields of a part.
-_FREE = (
+FREE = (
   "train.num_steps", "train.parallel", "train.accumulation", "train.max_skipped", "train.log_every",
   "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.keep_best",
   "train.sample_every", "train.score_every", "train.score_images", "train.score_inception", "network.remat",
   "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
 )  # fmt: skip
+
+
+def is_free(field: str) -> bool:
+  """Whether a field, by its dotted name, is one of FREE."""
+  return any(field == name or (name.endswith(".") and field.startswith(name)) for name in FREE)
 
 
 def check_workdir(workdir, config: ConfigDict, started: bool = False):
@@ -67,7 +72,7 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
     return
   old, new = config_lib.flatten(read_config(workdir)), config_lib.flatten(config)
   for field in new:
-    free = any(field == name or (name.endswith(".") and field.startswith(name)) for name in _FREE)
+    free = is_free(field)
     if field == "data.path" and config.data.name == "tfds":
       free = False  # a name, not a place
     free |= started and field.startswith("init_")

@@ -74,6 +74,16 @@ def test_everything(tmp_path):
     np.testing.assert_array_equal(got["label"], expected["label"])
 
 
+def test_everything_of_what_is_in_memory_is_no_copy(tmp_path):
+  digits = sources.load("digits", "train")
+  np.savez(tmp_path / "a.npz", images=random_images(5, 4, 4, 3))
+  for source in (digits, sources.load("npz", "train", path=str(tmp_path / "a.npz"))):
+    got = sources.everything(source)
+    assert got["image"] is source.images and got["label"] is source.labels
+  held = sources.Cached(digits)
+  assert sources.everything(held)["image"] is held.whole()["image"]
+
+
 def test_the_config_says_what_is_held(tmp_path, monkeypatch):
   path = make_zip(tmp_path / "a.zip", random_images(10, 4, 4, 3))
   config = config_lib.default()
@@ -95,7 +105,35 @@ def test_the_config_says_what_is_held(tmp_path, monkeypatch):
 
 
 def test_available_memory_is_less_than_all():
-  assert 0 <= cache.available_memory() < 2**50
+  assert 0 < cache.available_memory() < 2**50
+
+
+MEMINFO = "MemTotal:  9000 kB\nMemAvailable:  4000 kB\nHugePages_Total:  0\n"
+V2 = {"": ("max", 0, 0), "/job": ("3000000", 2000000, 500000), "/job/step": ("2800000", 1000000, 0)}
+
+
+@pytest.mark.parametrize("version, own, changes, expected", [
+  ("v2", "/job/step", {}, 1500000),  # that above it is less; its inactive files count as left
+  ("v2", "/job/step", {"/job": ("max", 2000000, 0)}, 1800000),
+  ("v2", "/", {}, 4000 * 1024),
+  ("v2", "/", {"": ("100", 200, 0)}, 0),
+  ("v2", "/../other/job", {"": ("900000", 500000, 0)}, 400000),  # a container, whose cgroup is at the top
+  ("v1", "/job/step", {}, 1500000),
+  ("v1", "/other", {"": ("9223372036854771712", 0, 0)}, 4000 * 1024),
+])  # fmt: skip
+def test_memory_of_cgroups(tmp_path, version, own, changes, expected):
+  names = cache._CGROUP_V2 if version == "v2" else cache._CGROUP_V1
+  (tmp_path / "proc/self").mkdir(parents=True)
+  (tmp_path / "proc/meminfo").write_text(MEMINFO)
+  line = "0::" if version == "v2" else "8:cpu,cpuacct:/x\n4:memory:"
+  (tmp_path / "proc/self/cgroup").write_text(f"{line}{own}\n")
+  for folder, (limit, used, inactive) in {**V2, **changes}.items():
+    path = tmp_path / ("sys/fs/cgroup" + ("" if version == "v2" else "/memory") + folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(names, (limit, used, f"anon 1\n{names[2]} {inactive}\n")):
+      (path / (name if name != names[2] else "memory.stat")).write_text(f"{text}\n")
+  assert cache.available_memory(tmp_path) == expected
+  assert cache.available_memory(tmp_path / "none") == 0
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])

@@ -127,7 +127,30 @@ def truncated(image):
   return data[: data.index(b"IDAT") + 9]
 
 
+def badly_packed(image):
+  """A PNG whose pixels do not unpack, under right CRCs."""
+  data = encoded(image)
+  at, chunk = data.index(b"IDAT"), b"IDAT" + bytes(20)
+  rest = data[data.index(b"IEND") - 4 :]
+  return data[: at - 4] + struct.pack(">I", 20) + chunk + struct.pack(">I", zlib.crc32(chunk)) + rest
+
+
+def changed(image):
+  """A PNG with a changed byte, which its CRC tells."""
+  data = encoded(image, compress_level=0)
+  at = data.index(b"IDAT") + 20
+  return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def deep(colour):
+  """A PNG of 16 bits a channel, which PIL reads and does not write."""
+  data = encoded(GOOD)
+  chunk = b"IHDR" + struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)
+  return data[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
 GOOD = random_images(1, 4, 4, 3)[0]
+DEEP = deep(2)
 BAD_FOLDERS = {
   "sizes": ({"a.png": GOOD, "b.png": GOOD[:2]}, r"b.png .image 1. has shape .2, 4, 3.: expected .4, 4, 3., that of"),
   "channels": ({"a.png": GOOD, "b.png": GOOD[..., :1]}, r"b.png .image 1. has shape .4, 4, 1.: expected .4, 4, 3."),
@@ -136,6 +159,13 @@ BAD_FOLDERS = {
   "palette": ({"a.png": GOOD, "b.png": Image.new("P", (4, 4))}, r"b.png .image 1. cannot be read: its mode is P"),
   "16 bits": ({"a.png": Image.new("I;16", (4, 4))}, r"a.png .image 0. cannot be read: its mode is I;16"),
   "nothing": ({"a.txt": b"x"}, "holds no images"),
+  "16 bits of colour": ({"a.png": GOOD, "b.png": DEEP}, r"b.png .image 1. cannot be read: it is a PNG of 16 bits"),
+  "truncated": ({"a.png": GOOD, "b.png": truncated(GOOD)}, r"b.png .image 1. cannot be read"),
+  "no end": ({"a.png": GOOD, "b.png": encoded(GOOD)[:-30]}, r"b.png .image 1. cannot be read"),
+  "CRC": ({"a.png": GOOD, "b.png": changed(GOOD)}, r"b.png .image 1. cannot be read: wrong CRC in its chunk IDAT"),
+  "half a JPEG": ({"a.png": GOOD, "b.jpg": encoded(GOOD, "jpeg")[:-20]}, r"b.jpg .image 1. cannot be read: .*truncat"),
+  "no file": ({"a.png": GOOD, "dataset.json/x": b""}, "dataset.json cannot be read: Is a directory"),
+  "no text": ({"a.png": GOOD, "dataset.json": b"\xff\xfe\xff"}, "dataset.json cannot be read"),
   "no label": ({"a.png": GOOD, "dataset.json": b'{"labels": []}'}, r"a.png .image 0. has label None"),
   "negative": ({"a.png": GOOD, "dataset.json": b'{"labels": [["a.png", -1]]}'}, r"image 0. has label -1"),
   "not whole": ({"a.png": GOOD, "dataset.json": b'{"labels": [["a.png", 1.5]]}'}, r"image 0. has label 1.5"),
@@ -154,9 +184,9 @@ def test_what_is_wrong_is_seen_when_a_folder_is_opened(tmp_path, case):
 
 
 def test_headers_are_enough(tmp_path, monkeypatch):
-  """Sizes are compared without decoding; a truncated image is found, and named, when it is decoded."""
+  """Sizes are compared, and damage is looked for, without decoding; what is left is found, and named, when decoded."""
   images = [GOOD] * 50
-  path = make_zip(tmp_path / "a.zip", [*images[:30], truncated(GOOD), *images[31:]])
+  path = make_zip(tmp_path / "a.zip", [*images[:30], badly_packed(GOOD), *images[31:]])
   loads = []
   monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: loads.append(self))
   source = sources.load("zip", "train", path=path)
@@ -167,6 +197,56 @@ def test_headers_are_enough(tmp_path, monkeypatch):
       gather(np.arange(50))
     assert "\n" not in str(error.value)
     np.testing.assert_array_equal(gather(np.arange(30))["image"], images[:30])
+
+
+def test_damage_is_seen_when_a_zip_is_opened(tmp_path, monkeypatch):
+  """Also where only the ends of files are looked at, as of large sets; bytes behind the end are no damage."""
+  large = random_images(1, 200, 200, 3)[0]
+  for image, cut in ((GOOD, 30), (large, 30), (large, 50_000)):
+    path = make_zip(tmp_path / "a.zip", [image, encoded(image)[:-cut], image])
+    for most in (1 << 31, 0):
+      monkeypatch.setattr(decoded, "_THOROUGH", most)
+      with pytest.raises(sources.DataError, match=r"a.zip: 00000/img00000001.png .image 1. cannot be read: "):
+        sources.load("zip", "train", path=path)
+  monkeypatch.setattr(decoded, "_THOROUGH", 0)
+  jpeg = encoded(large, "jpeg", quality=100)
+  path = make_zip(tmp_path / "b.zip", [large, jpeg + b"more", encoded(large) + b"more"])
+  assert len(sources.load("zip", "train", path=path)) == 3
+  with pytest.raises(sources.DataError, match="image 1. cannot be read: .*truncated"):
+    sources.load("zip", "train", path=make_zip(tmp_path / "c.zip", [large, jpeg[:-20_000]]))
+
+
+def test_a_wrong_crc_of_a_member_is_seen_when_a_zip_is_opened(tmp_path):
+  images = [Image.fromarray(image) for image in random_images(40, 4, 4, 3)]
+  make_zip(tmp_path / "a.zip", [encoded(image, "bmp") for image in images])
+  whole = (tmp_path / "a.zip").read_bytes()
+  at = whole.index(encoded(images[25], "bmp")) + 60
+  (tmp_path / "a.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+  with pytest.raises(sources.DataError, match=r"img00000025.png .image 25. cannot be read: Bad CRC"):
+    sources.load("zip", "train", path=str(tmp_path / "a.zip"))
+
+
+def test_zips_of_every_format(tmp_path):
+  """As EDM's loader takes them, in the order of their names."""
+  images = random_images(4, 4, 5, 3)
+  files = {"b/x.BMP": encoded(images[1], "bmp"), "a.png": encoded(images[0]), "c.tiff": encoded(images[2], "tiff")}
+  files |= {"d.webp": encoded(images[3], "webp", lossless=True), "notes.txt": b"x"}
+  with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+    for name, data in files.items():
+      archive.writestr(name, data)
+  check(sources.load("zip", "train", path=str(tmp_path / "a.zip")), images)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+  images = random_images(3, 4, 4, 3)
+  make_folder(tmp_path / "elsewhere", {"x.png": images[1], "sub/y.png": images[2]})
+  make_folder(tmp_path / "a", {"cat/1.png": images[0]})
+  (tmp_path / "a" / "dog").symlink_to(tmp_path / "elsewhere")
+  (tmp_path / "a" / "cat" / "2.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+  (tmp_path / "a" / "cat" / "circle").symlink_to(tmp_path / "a")
+  (tmp_path / "elsewhere" / "sub" / "circle").symlink_to(tmp_path / "elsewhere")
+  source = sources.load("folder", "train", path=str(tmp_path / "a"))
+  check(source, images[[0, 1, 2, 1]], [0, 0, 1, 1])  # cat/1, cat/2, dog/sub/y, dog/x
 
 
 def test_the_first_of_several_bad_images_is_named(tmp_path):
@@ -213,9 +293,13 @@ def test_what_is_wrong_with_an_npz(tmp_path, arrays, message):
   ({"path": ""}, "config.data.path = '': source 'folder' needs a path"),
   ({"resolution": 8}, r"\(8, 8, 3\): folder has images \(4, 4, 3\); data.transform brings them to a size"),
   ({"num_classes": 10}, "config.data.num_classes = 10: folder has no labels; 0 ignores them"),
-  ({"name": "digits", "transform": "resize"}, "config.data.transform = 'resize': must be '' for digits"),
+  ({"name": "digits", "path": "", "transform": "resize"}, "config.data.transform = 'resize': must be '' for digits"),
   ({"data_dir": "x"}, "config.data.data_dir = 'x': must be '' for folder"),
   ({"transform": "resize", "channels": 4}, "config.data.transform = 'resize': a transform makes images of 1 or 3"),
+  ({"name": "digits"}, "config.data.path = '{tmp}': must be '' for digits"),
+  ({"name": "photos", "path": "", "resolution": 20}, "config.data.resolution = 20: resolution of source 'photos'"),
+  ({"name": "photos", "path": "", "split": "trian"}, "config.data.split = 'trian': unknown split of source 'photos'"),
+  ({"split": "trian"}, "config.data.split = 'trian': unknown split of source 'folder'"),
   ({"name": "npz", "path": "{tmp}/none.npz"}, "none.npz cannot be read as an .npz"),
 ])  # fmt: skip
 def test_configs_that_do_not_fit(tmp_path, changes, message):

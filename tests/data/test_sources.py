@@ -168,7 +168,7 @@ def test_what_is_wrong_with_a_zip_is_one_line(tmp_path):
   cases = [
     (tmp_path / "nothing.zip", "nothing.zip cannot be read as a zip"),
     (tmp_path / "text.zip", "text.zip cannot be read as a zip"),
-    (make_zip(tmp_path / "empty.zip", []), "empty.zip holds no PNG"),
+    (make_zip(tmp_path / "empty.zip", []), "empty.zip holds no images"),
     (make_zip(tmp_path / "bad.zip", [good[0], b"no png", good[0]]), f"bad.zip: {name} .image 1. cannot be read"),
     (make_zip(tmp_path / "mixed.zip", [good[0], good[0][:2], good[0]]), f"{name} .image 1. has shape .2, 4, 3.: exp"),
     (make_zip(tmp_path / "few.zip", good, [1, 2]), r"img00000002.png .image 2. has label None"),

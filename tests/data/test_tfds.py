@@ -66,6 +66,22 @@ def test_mixed_sizes_need_a_transform(tmp_path):
   np.testing.assert_array_equal(got["image"], np.broadcast_to(80 * got["label"][:, None, None, None], (3, 4, 4, 3)))
 
 
+def test_headers_are_read_where_sizes_are_open(tmp_path):
+  """With a transform too; what is too small for it is an error, unless the caller asks."""
+  images = [(random_images(1, h, w, 3)[0], 0) for h, w in ((20, 16), (4, 4))]
+  prepare_tfds(tmp_path / "a", {"train": [*images, (b"no image", 0)]})
+  with pytest.raises(sources.DataError, match=r"image \d cannot be read: it is no image"):
+    load(tmp_path / "a", transform=Transform("resize", 8, 8))
+  prepare_tfds(tmp_path / "b", {"train": images})
+  wide = Transform("center-crop-wide", 8, 6)
+  with pytest.raises(sources.DataError, match=r"image \d cannot be transformed: it has 4×4 pixels"):
+    load(tmp_path / "b", transform=wide)
+  assert len(load(tmp_path / "b", transform=wide, check=False).check()) == 1
+  prepare_tfds(tmp_path / "c", {"train": images[1:]}, (4, 4, 3))
+  with pytest.raises(sources.DataError, match="image 0 cannot be transformed: it has 4×4 pixels"):
+    load(tmp_path / "c", transform=wide)
+
+
 def test_an_unreadable_image_is_named(tmp_path):
   prepare_tfds(tmp_path, {"train": [(b"no image", 0)]}, (4, 4, 3))
   with pytest.raises(sources.DataError, match="tiny_images/train: image 0 cannot be read"):
@@ -124,7 +140,7 @@ def mocked():
 def test_named_sets(name, transform, shape, num_classes):
   how = Transform(transform, *shape[1::-1], shape[-1]) if transform else None
   with mocked():
-    source = sources.load("tfds", "train", path=name, transform=how)
+    source = sources.load("tfds", "train", path=name, transform=how, check=False)  # mocks have no headers
     raw = tensorflow_datasets.data_source(name, split="train")
     assert (source.image_shape, source.num_classes, len(source)) == (shape, num_classes, 20)
     got = source.gather(np.arange(20))
