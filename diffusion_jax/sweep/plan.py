@@ -105,7 +105,7 @@ def _member(sweep: Sweep, override, fields, weights, protocol: dict, opened: dic
     config = opened[file].copy_and_resolve_references()
     runs.override(config, own)
     config_lib.check(config)
-    _check_metrics(sweep.metrics, _extractor(sweep, config, weights))
+    _check_metrics(sweep.metrics, _extractor(sweep, config, weights), config.data)
     group = runs.config_hash(config)
     if group not in opened:
       opened[group] = methods.from_config(config)
@@ -139,9 +139,18 @@ def _extractor(sweep: Sweep, config: ConfigDict, weights: Sequence[str]) -> str:
   return sweep.extractor or default
 
 
-def _check_metrics(metrics: Sequence[str] | None, extractor: str):
+def _check_metrics(metrics: Sequence[str] | None, extractor: str, data: ConfigDict):
+  """Refuses what opening the extractor, or the first score, would refuse after the training."""
+  shape = f"{data.resolution}×{data.resolution}×{data.channels}"
+  if data.channels != {"digits": 1, "inception": 3, "vgg": 3}.get(extractor, data.channels):
+    raise SweepError(f"extractor {extractor!r} does not take images of {shape}")
+  if extractor == "digits" and data.resolution != 8:
+    raise SweepError(f"extractor 'digits' takes images of 8×8×1, got {shape}")
   if "inception_score" in (metrics or ()) and extractor in ("vgg", "pixels"):
     raise SweepError(f"inception_score needs class logits, which {extractor} has not; --inception gives a network's")
+  wide = extractor == "pixels" and data.channels * data.resolution**2 > scoring.MAX_WIDTH
+  if wide and "frechet" in (metrics or ("frechet",)):
+    raise SweepError(f"no Fréchet distance of {shape} pixels, at most {scoring.MAX_WIDTH:,}: use Inception's")
 
 
 def _check_plot(sweep: Sweep, planned: Sequence[Member], weights: Sequence[str]):

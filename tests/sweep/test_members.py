@@ -103,6 +103,11 @@ def test_wrong_sweeps(tmp_path):
     members({}, extractor="inception")
   with pytest.raises(SweepError, match="member base: inception_score needs class logits, which pixels has not"):
     members({}, metrics=("inception_score",), extractor="pixels")
+  photos = {"data.name": "npz", "data.path": "a.npz", "data.channels": 3, "data.resolution": 64}
+  with pytest.raises(SweepError, match="member base: no Fréchet distance of 64×64×3 pixels"):
+    members({}, fields=photos)
+  with pytest.raises(SweepError, match="member base: extractor 'digits' does not take images of 64×64×3"):
+    members({}, fields=photos, extractor="digits")
   (tmp_path / "s.py").write_text("def get_sweep(): return 3\n")
   with pytest.raises(SweepError, match="must return a diffusion_jax.sweep.Sweep, got int"):
     plan.load(str(tmp_path / "s.py"))
