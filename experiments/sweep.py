@@ -9,13 +9,16 @@
 
 Members are kept under --runs, in folders named after a hash of what determines them; members that differ only in
 sampling share one training. The same command again runs only what is missing or failed. A failed member leaves the
-others alone: it is listed with its reason and log, and the exit code is 1. Ctrl-C and SIGTERM save, with exit code 0.
+others alone: it is listed with its reason and log. The exit code is 1 unless all members are done, also where another
+process is at work on some; Ctrl-C and SIGTERM save, with exit code 0.
 `report` prints a table and writes DIR/report.md, report.csv and report.png.
 """
 
 import ast
 import dataclasses
 import os
+import re
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -62,7 +65,8 @@ def run(path: str):
   plan.write(root, path, sweep, planned)
   tasks = []
   for group, members in plan.groups(planned).items():
-    open_ = [m.id for m in members if folder.status(m.path(root))["state"] != folder.DONE]
+    states = [found["state"] for found in slurm.statuses([m.path(root) for m in members])]
+    open_ = [m.id for m, state in zip(members, states) if state != folder.DONE]
     if open_:
       tasks.append(local.task(root / group, open_))
   count = sum(len(task.ids) for task in tasks)
@@ -77,8 +81,10 @@ def run(path: str):
   if launcher.stopping:
     print("stopped; the same command goes on")
     return
-  rows = report(root)
-  if any(row.state == folder.FAILED for row in rows):
+  rest = [row for row in report(root) if row.state != folder.DONE]
+  if rest:
+    elsewhere = any(folder.busy(row.log.parent) for row in rest)
+    print(f"not done: {table.counts(rest)}" + "; others are at work elsewhere" * elsewhere, file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -104,9 +110,9 @@ def planned_of(path: str) -> tuple[Sweep, Path, list[plan.Member], dict[str, str
 
 
 def name_of(path: str) -> str:
-  """ "digits_samplers" of "configs/sweeps/digits_samplers.py"; an argument is joined by an underscore."""
+  """ "digits_samplers" of "configs/sweeps/digits_samplers.py"; an argument's letters are joined by an underscore."""
   file, _, argument = path.partition(":")
-  return "_".join(filter(None, [Path(file).stem, argument]))
+  return "_".join(filter(None, [Path(file).stem, re.sub(r"[^A-Za-z0-9_.=-]+", "-", argument).strip("-.")]))
 
 
 def fields() -> dict[str, object]:
@@ -136,9 +142,8 @@ def executor(root: Path):
 
 def list_members(path: str):
   _, root, planned, _ = planned_of(path)
-  for member in planned:
-    state = folder.status(member.path(root))["state"]
-    print(f"{state:9} {member.group}/{member.id}  {member.name}  NFE {member.labels['NFE']}")
+  for member, found in zip(planned, slurm.statuses([member.path(root) for member in planned])):
+    print(f"{found['state']:9} {member.group}/{member.id}  {member.name}  NFE {member.labels['NFE']}")
   print(f"{len(planned)} members, {len(plan.groups(planned))} trainings, {root}")
 
 

@@ -3,7 +3,7 @@
   python experiments/sweep.py run configs/sweeps/digits_rates.py
   python experiments/sweep.py run configs/sweeps/digits_rates.py --set=train.num_steps=100 --num_images=200  # a look
 
-11 members, 11 trainings of 1,000 steps: an estimated quarter of an hour on two CPU cores.
+11 members, 11 trainings of 1,000 steps.
 """
 
 from diffusion_jax.sweep import Plot, Sweep, chain, product, values, zipped

@@ -3,8 +3,7 @@
   python experiments/sweep.py run configs/sweeps/digits_samplers.py
   python experiments/sweep.py run configs/sweeps/digits_samplers.py --set=train.num_steps=100 --num_images=200  # a look
 
-36 members in 4 trainings of 2,400 steps: an estimated quarter of an hour on two CPU cores. A further method
-is one more line of METHODS.
+36 members in 4 trainings of 2,400 steps. A further method is one more line of METHODS.
 """
 
 from diffusion_jax.sweep import Override, Plot, Sweep, product, values

@@ -59,15 +59,26 @@ def _cell(values: Sequence[float] | None, full: int) -> str:
   return text if len(values) == full else f"{text} [{len(values)}]"
 
 
+def _number(plot: Plot, value) -> float:
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    raise StudyError(f"plot {plot.name!r}: x = {plot.x!r}: expected numbers, got {value!r}") from None
+
+
 def draw(plot: Plot, found: Sequence[dict], path, note: str = "") -> bool:
-  """Draws a plot of a study; whether there was anything to draw. Scores without its x are left out."""
+  """Draws a plot of a study; whether there was anything to draw. Scores without its x are left out.
+
+  Raises:
+    StudyError: a value of its x is no number.
+  """
   panels = {}
   for labels, value in rows(found, plot.metric, plot.when):
     if plot.x not in labels:
       continue
     panel = labels.get(plot.panel, "") if plot.panel else _title(plot.metric, found)
     line = panels.setdefault(panel, {}).setdefault(str(labels.get(plot.line)), {})
-    line.setdefault(float(labels[plot.x]), []).append(value)
+    line.setdefault(_number(plot, labels[plot.x]), []).append(value)
   points = {
     panel: {
       line: [(x, (stats := records.over_blocks(values))["mean"], stats["std"]) for x, values in by_x.items()]

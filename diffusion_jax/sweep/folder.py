@@ -45,7 +45,10 @@ def write_json(path: Path, value):
   temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    with open(temporary, "w") as file:
+      file.write(json.dumps(value, indent=1) + "\n")
+      file.flush()
+      os.fsync(file.fileno())  # or a machine that goes down may leave an empty file under the name
     temporary.replace(path)
   except OSError as error:
     raise SweepError(f"{path} cannot be written: {error}") from None
@@ -66,9 +69,16 @@ def set_status(member: Path, state: str, reason: str = "", **more):
 
 
 def written(member: Path) -> dict:
-  """A member's status as it was last written, {"state": "missing"} if it never was."""
+  """A member's status as it was last written: "missing" if it never was, "failed" if it cannot be read."""
   path = member / "status.json"
-  return read_json(path) if path.exists() else {"state": MISSING, "reason": ""}
+  if not path.exists():
+    return {"state": MISSING, "reason": ""}
+  try:
+    found = read_json(path)
+  except SweepError:
+    found = None
+  whole = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("state", "reason"))
+  return found if whole else {"state": FAILED, "reason": "status cannot be read"}
 
 
 def status(member: Path) -> dict:
@@ -78,7 +88,7 @@ def status(member: Path) -> dict:
     return found
   found = written(member)  # it may have ended between the two looks
   if found["state"] == RUNNING:
-    gone = f"process {found['pid']} on {found['host']} ended while {found['reason']}: killed, or out of memory"
+    gone = f"process {found.get('pid')} on {found.get('host')} ended while {found['reason']}: killed, or out of memory"
     return {**found, "state": FAILED, "reason": gone}
   return {**found, "state": STOPPED, "reason": "trained, not scored"} if found["state"] == WAITING else found
 

@@ -6,6 +6,7 @@ place of the folder count, and a sweep that is launched again finds what it has.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
-from diffusion_jax.evaluation import records, scoring
+from diffusion_jax.evaluation import features, records, scoring
 from diffusion_jax.study import run as runs
 from diffusion_jax.sweep import folder
 from diffusion_jax.sweep.description import Sweep, SweepError, as_override
 from diffusion_jax.training import checkpoint
+
+RESERVED = ("name", "NFE", "state", "reason", "log", "member")  # columns of every report
 
 
 class Member(NamedTuple):
@@ -64,7 +67,7 @@ def members(sweep: Sweep, fields: Mapping[str, object] = {}, weights: Sequence[s
   Raises:
     SweepError: there is no member, two are alike, or one cannot be run; names it, the field and what was expected.
   """
-  _check_protocol(sweep)
+  _check_protocol(sweep, weights)
   protocol = {
     "metrics": None if sweep.metrics is None else list(sweep.metrics),
     "num_images": sweep.num_images,
@@ -74,7 +77,7 @@ def members(sweep: Sweep, fields: Mapping[str, object] = {}, weights: Sequence[s
   }
   out, by_id, by_name, opened = [], {}, {}, {}
   for override in map(as_override, sweep.members):
-    member = _member(sweep, override, fields, protocol, opened)
+    member = _member(sweep, override, fields, weights, protocol, opened)
     if member.id in by_id:
       raise SweepError(f"two members are the same run: {by_id[member.id].name} and {member.name}")
     if member.name in by_name:
@@ -83,13 +86,17 @@ def members(sweep: Sweep, fields: Mapping[str, object] = {}, weights: Sequence[s
     out.append(member)
   if not out:
     raise SweepError("the sweep has no members")
+  _check_plot(sweep, out, weights)
   return out
 
 
-def _member(sweep: Sweep, override, fields, protocol: dict, opened: dict) -> Member:
+def _member(sweep: Sweep, override, fields, weights, protocol: dict, opened: dict) -> Member:
   plain = lambda value: value if isinstance(value, str | int | float) else str(value)
   labels = {label: plain(value) for label, value in override.labels.items()}
   name = ",".join(f"{label}={value}" for label, value in labels.items()) or "base"
+  for label in labels:
+    if label in RESERVED:
+      raise SweepError(f"member {name}: every report has a column {label!r}; values(…, label=…) names another")
   own = dict(override.fields)
   file = own.pop("config", sweep.config)
   try:
@@ -98,6 +105,7 @@ def _member(sweep: Sweep, override, fields, protocol: dict, opened: dict) -> Mem
     config = opened[file].copy_and_resolve_references()
     runs.override(config, own)
     config_lib.check(config)
+    _check_metrics(sweep.metrics, _extractor(sweep, config, weights), config.data)
     group = runs.config_hash(config)
     if group not in opened:
       opened[group] = methods.from_config(config)
@@ -110,7 +118,13 @@ def _member(sweep: Sweep, override, fields, protocol: dict, opened: dict) -> Mem
   return Member(name, {**labels, "NFE": nfe}, group, id, config, protocol)
 
 
-def _check_protocol(sweep: Sweep):
+def _check_protocol(sweep: Sweep, weights: Sequence[str]):
+  if sweep.metrics is not None and not sweep.metrics:
+    raise SweepError(f"metrics are {', '.join(scoring.METRICS)}, got none")
+  if sweep.extractor is not None and sweep.extractor not in features.NAMES:
+    raise SweepError(f"extractor must be one of {', '.join(features.NAMES)}, got {sweep.extractor!r}")
+  if sweep.extractor in ("inception", "vgg") and sweep.extractor not in weights:
+    raise SweepError(f"extractor {sweep.extractor!r} needs the file of its weights, --{sweep.extractor}")
   for metric in sweep.metrics or ():
     if metric not in scoring.METRICS:
       raise SweepError(f"metrics are {', '.join(scoring.METRICS)}, got {metric!r}")
@@ -119,11 +133,53 @@ def _check_protocol(sweep: Sweep):
     raise SweepError(f"expected num_images >= {least}, blocks >= 1, got {sweep.num_images}, {sweep.blocks}")
 
 
+def _extractor(sweep: Sweep, config: ConfigDict, weights: Sequence[str]) -> str:
+  """The main extractor of a member, as `bench.scorers_for` chooses it."""
+  default = "digits" if config.data.name == "digits" else "inception" if "inception" in weights else "pixels"
+  return sweep.extractor or default
+
+
+def _check_metrics(metrics: Sequence[str] | None, extractor: str, data: ConfigDict):
+  """Refuses what opening the extractor, or the first score, would refuse after the training."""
+  shape = f"{data.resolution}×{data.resolution}×{data.channels}"
+  if data.channels != {"digits": 1, "inception": 3, "vgg": 3}.get(extractor, data.channels):
+    raise SweepError(f"extractor {extractor!r} does not take images of {shape}")
+  if extractor == "digits" and data.resolution != 8:
+    raise SweepError(f"extractor 'digits' takes images of 8×8×1, got {shape}")
+  if "inception_score" in (metrics or ()) and extractor in ("vgg", "pixels"):
+    raise SweepError(f"inception_score needs class logits, which {extractor} has not; --inception gives a network's")
+  wide = extractor == "pixels" and data.channels * data.resolution**2 > scoring.MAX_WIDTH
+  if wide and "frechet" in (metrics or ("frechet",)):
+    raise SweepError(f"no Fréchet distance of {shape} pixels, at most {scoring.MAX_WIDTH:,}: use Inception's")
+
+
+def _check_plot(sweep: Sweep, planned: Sequence[Member], weights: Sequence[str]):
+  plot = sweep.plot
+  if plot is None:
+    return
+  known = list(dict.fromkeys(name for member in planned for name in member.labels))
+  asked = [("x", plot.x), ("line", plot.line), ("panel", plot.panel), *(("when", name) for name in plot.when)]
+  for what, name in asked:
+    if name not in known and (name or what == "x"):
+      raise SweepError(f"plot: {what} = {name!r}: expected a label of the members, one of {', '.join(known)}")
+  for value in (member.labels[plot.x] for member in planned if plot.x in member.labels):
+    try:
+      float(value)
+    except ValueError:
+      raise SweepError(f"plot: x = {plot.x!r}: expected numbers, got {value!r}; text tells lines apart") from None
+  metrics = sweep.metrics
+  if metrics is None:  # those of `bench.scorers_for`
+    inception = "inception" in [_extractor(sweep, member.config, weights) for member in planned]
+    metrics = ["frechet", "precision", "recall", "inception_score" if inception else "memorised"]
+  if plot.metric not in metrics:
+    raise SweepError(f"plot: metric = {plot.metric!r}: expected one of {', '.join(metrics)}")
+
+
 def write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
-  """Writes what workers and reports need; files that are there already stay untouched.
+  """Writes what workers and reports need; files that say so already stay untouched.
 
   Raises:
-    SweepError: the folder cannot be written.
+    SweepError: the folder cannot be written, or holds the sweep of another file.
     WorkdirError: a group's folder holds another config, as when a default of the library has changed since.
   """
   with folder.hold(root, patience=60):  # two launchers may start at once
@@ -131,11 +187,12 @@ def write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
 
 
 def _write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
+  _refuse_other(root, path)
   for member in planned:
-    planned_config = root / member.group / "members"
-    checkpoint.check_workdir(planned_config, member.config)
-    if not (planned_config / "config.json").exists():
-      checkpoint.write_config(planned_config, member.config)
+    checkpoint.check_workdir(root / member.group / "members", member.config)
+  for group, (first, *_) in groups(planned).items():
+    _write_config(root / group / "members", first.config)
+  for member in planned:
     if not (member.path(root) / "member.json").exists():
       value = {"sampling": dict(member.config.sampling), "protocol": member.protocol}
       folder.write_json(member.path(root) / "member.json", value)
@@ -145,6 +202,21 @@ def _write(root: Path, path: str, sweep: Sweep, planned: Sequence[Member]):
   value = json.loads(json.dumps(value))  # tuples become lists, as they are on file
   if not (root / "sweep.json").exists() or folder.read_json(root / "sweep.json") != value:
     folder.write_json(root / "sweep.json", value)
+
+
+def _refuse_other(root: Path, path: str):
+  if not (root / "sweep.json").exists():
+    return
+  held = str(folder.read_json(root / "sweep.json").get("sweep"))
+  if held != path and os.path.realpath(held) != os.path.realpath(path):
+    raise SweepError(f"{root} holds the sweep of {held}, not of {path}; --runs names another folder for it")
+
+
+def _write_config(path: Path, config: ConfigDict):
+  """Writes a group's config, where the one that is there says something else, such as where the data were."""
+  plain = lambda given: {k: v for k, v in config_lib.flatten(given).items() if not k.startswith("sampling.")}
+  if not (path / "config.json").exists() or plain(checkpoint.read_config(path)) != plain(config):
+    checkpoint.write_config(path, config)
 
 
 def groups(planned: Sequence[Member]) -> dict[str, list[Member]]:

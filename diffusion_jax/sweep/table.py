@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from diffusion_jax.evaluation import report, scoring
 from diffusion_jax.study import Plot, show
-from diffusion_jax.sweep import folder, plan
+from diffusion_jax.sweep import folder, plan, slurm
 from diffusion_jax.sweep.description import SweepError
 
 
@@ -55,9 +55,8 @@ def read(root: Path) -> tuple[dict, list[Row]]:
     raise SweepError(f"{root}: no sweep here, sweep.json is missing")
   described = folder.read_json(root / "sweep.json")
   rows = []
-  for member in described["members"]:
-    path = plan.member_path(root, member["group"], member["id"])
-    found = folder.status(path)
+  paths = [plan.member_path(root, member["group"], member["id"]) for member in described["members"]]
+  for member, path, found in zip(described["members"], paths, slurm.statuses(paths)):
     who = f"{found['host']}:{found['pid']}" if "host" in found else ""
     scores = [{**record, "study": member["labels"]} for record in found.get("scores", [])]
     rows.append(Row(member["name"], path, member["labels"], found["state"], found["reason"], who, scores))
@@ -176,12 +175,38 @@ def draw(described: dict, rows: Sequence[Row], path: Path) -> bool:
   if not found:
     return False
   plot = Plot(**described["plot"]) if described["plot"] else _plot(rows, next(iter(metrics(rows))))
-  numbered = lambda name, value: f"{name} {value:g}" if isinstance(value, int | float) else value
+  lines = [plot.line, *_mixed(plot, rows)]
   for record in found:
     labels = {"": "all", **record["study"]}
-    shown = {name: numbered(name, labels[name]) for name in (plot.line, plot.panel) if name in labels}
+    line = ", ".join(_shown(name, labels[name]) for name in lines if name in labels and (name or len(lines) == 1))
+    shown = {plot.line: line} if line else {}
+    if plot.panel in record["study"]:
+      shown[plot.panel] = _shown(plot.panel, labels[plot.panel])
     record["study"] = {**labels, **shown}
   return show.draw(plot, found, path, f"{found[0]['num_images']:,} images a score")
+
+
+def _shown(name: str, value) -> str:
+  return f"{name} {value:g}" if isinstance(value, int | float) else value
+
+
+def _mixed(plot: Plot, rows: Sequence[Row]) -> list[str]:
+  """Labels that a plot does not show, and without which it would take different members for repeats of one.
+
+  Repeats are what differs in the seed alone; where x is NFE, num_steps says the same.
+  """
+  shown, more = [plot.x, plot.line, plot.panel], []
+  rows = [row for row in rows if row.records and plot.x in row.labels]
+  for name in _labels(rows):
+    if name in shown or name in ("seed", "NFE") or (plot.x == "NFE" and name == "num_steps"):
+      continue
+    points = {}
+    for row in rows:
+      point = tuple(row.labels.get(label) for label in [*shown, *more])
+      points.setdefault(point, set()).add(row.labels.get(name))
+    if any(len(values) > 1 for values in points.values()):
+      more.append(name)
+  return more
 
 
 def _plot(rows: Sequence[Row], metric: str) -> Plot:

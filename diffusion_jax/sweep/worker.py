@@ -2,9 +2,11 @@
 
   python -m diffusion_jax.sweep.worker WORKDIR WEIGHTS ID ...
 
-with WEIGHTS as JSON, {"inception": FILE}. A member that fails leaves the others alone; SIGTERM saves and exits 0.
+with WEIGHTS as JSON, {"inception": FILE}. A member that fails leaves the others alone; SIGTERM saves and exits 0, and
+so does the end of its launcher.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -16,13 +18,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
+from ml_collections import ConfigDict
 
+from diffusion_jax import config as config_lib
 from diffusion_jax.study import Evaluation, Run, Study
 from diffusion_jax.study import run as runs
 from diffusion_jax.sweep import folder
 from diffusion_jax.training import checkpoint
 
 BUSY = 75  # exit code where another process holds the lock
+LAUNCHER = "DIFFUSION_JAX_SWEEP_LAUNCHER"  # environment variable: the launcher's process id
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class _Terminated(BaseException):
@@ -33,10 +39,9 @@ def main(argv: Sequence[str]) -> int:
   """The exit code: 0 if all members have a status that says what became of them, BUSY if another is at work."""
   workdir, weights, *ids = argv
   print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} on {socket.gethostname()}: {' '.join(ids)}")
-  for warning in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm's go to every process of a job; the launcher heeds them
-    signal.signal(warning, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _terminated)
   try:
+    _end_with(os.environ.get(LAUNCHER))
     with folder.hold(Path(workdir)):
       work(Path(workdir), json.loads(weights), ids)
   except folder.Busy as busy:
@@ -48,7 +53,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _terminated(*_):
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not come between the statuses that are now written
   raise _Terminated
+
+
+def _end_with(launcher: str | None):
+  """Linux: SIGTERM when the launcher ends, also by SIGKILL; raises _Terminated if it has ended already."""
+  if launcher and sys.platform == "linux":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != int(launcher):
+      raise _Terminated
 
 
 def work(workdir: Path, weights: Mapping[str, str], ids: Sequence[str]):
@@ -66,6 +80,7 @@ def work(workdir: Path, weights: Mapping[str, str], ids: Sequence[str]):
       for member in members:
         score(member)
   except (_Terminated, runs.Stopped) as stop:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for member in members:
       if folder.written(member)["state"] in (folder.RUNNING, folder.WAITING):
         folder.set_status(member, folder.STOPPED, str(stop) or "stopped by SIGTERM")
@@ -75,7 +90,9 @@ def _train(workdir: Path) -> tuple[runs.Job | None, str]:
   """The trained job, or why it failed."""
   try:
     started = (workdir / "config.json").exists()  # then training may have resolved what init_from brings
-    config = checkpoint.read_config(workdir if started else workdir / "members")
+    config = checkpoint.read_config(workdir / "members")
+    if started:
+      config = _as_planned(workdir, config)
     job = runs.Job(Run({}), config.seed, config, epath.Path(workdir))
     if not runs.trained(job):
       runs.train(job)
@@ -84,6 +101,22 @@ def _train(workdir: Path) -> tuple[runs.Job | None, str]:
   except Exception as error:  # whatever it is, it is this training's alone
     return None, _reason(error)
   return job, ""
+
+
+def _as_planned(workdir: Path, planned: ConfigDict) -> ConfigDict:
+  """The config of a run with what may change since it was started, such as where its data are, as it is planned now."""
+  config = checkpoint.read_config(workdir)
+  held = config_lib.flatten(config)
+  for field, value in config_lib.flatten(planned).items():
+    if held[field] != value:
+      changed = config.copy_and_resolve_references()
+      changed.update_from_flattened_dict({field: value})
+      try:
+        checkpoint.check_workdir(workdir, changed)
+      except checkpoint.WorkdirError:
+        continue  # training resolved it from what init_from brings
+      config = changed
+  return config
 
 
 class _Scoring:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,10 +33,77 @@ def arguments(*argv, **fields) -> list[str]:
   return ["experiments/sweep.py", *map(str, argv), *(f"--set={name}={value}" for name, value in fields.items())]
 
 
-def start(cache, *argv, **fields) -> subprocess.Popen:
-  """The same in a process of its own."""
-  command, pipe = [sys.executable, *arguments(*argv, **fields)], subprocess.PIPE
-  return subprocess.Popen(command, cwd=ROOT, env=environment(cache), stdout=pipe, stderr=pipe, text=True)
+SERVER = """
+import json, os, runpy, signal, sys, traceback, warnings
+import diffusion_jax.cli, diffusion_jax.sampling, diffusion_jax.sweep, matplotlib.pyplot
+warnings.simplefilter("ignore")
+for line in sys.stdin:
+  base, argv = json.loads(line)
+  if os.fork():
+    continue
+  child = os.fork()
+  if child:  # waits for the other
+    for name, what in (("pid", lambda: child), ("code", lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))):
+      with open(base + ".tmp", "w") as file:
+        file.write(str(what()))
+      os.rename(base + ".tmp", base + "." + name)
+    os._exit(0)
+  signal.alarm(300)  # ends a child that hangs
+  for number, name in ((0, os.devnull), (1, base + ".out"), (2, base + ".err")):
+    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+  sys.argv, code = argv, 0
+  sys.path.insert(0, os.path.dirname(argv[0]))
+  try:
+    runpy.run_path(argv[0], run_name="__main__")
+  except SystemExit as end:
+    code = end.code or 0
+  except BaseException:
+    traceback.print_exc()
+    code = 70
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+"""
+
+
+class Server:
+  """Starts commands in forks of one process that has imported everything: importing takes longer than most of them."""
+
+  def __init__(self, tmp: Path, cache):
+    self._tmp, self._count = tmp, 0
+    command = [sys.executable, "-c", SERVER]
+    self._process = subprocess.Popen(command, cwd=ROOT, env=environment(cache), stdin=subprocess.PIPE, text=True)
+
+  def start(self, *argv, **fields) -> "Started":
+    """experiments/sweep.py with `arguments`, at work."""
+    self._count += 1
+    base = self._tmp / str(self._count)
+    self._process.stdin.write(json.dumps([str(base), arguments(*argv, **fields)]) + "\n")
+    self._process.stdin.flush()
+    return Started(base)
+
+  def close(self):
+    self._process.stdin.close()
+    self._process.wait()
+
+
+class Started:
+  """A command of a Server."""
+
+  def __init__(self, base: Path):
+    self._base = base
+
+  def terminate(self):
+    os.kill(int(self._read("pid")), signal.SIGTERM)
+
+  def end(self) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr), as soon as it has ended."""
+    return int(self._read("code", 300)), self._read("out"), self._read("err")
+
+  def _read(self, what: str, seconds: float = 120.0) -> str:
+    path = self._base.with_suffix("." + what)
+    wait_for(path.exists, seconds)
+    return path.read_text()
 
 
 def calls(cache, commands: dict[str, list[str]]) -> dict[str, tuple[int, str, str]]:

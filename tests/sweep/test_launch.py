@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 from sweep import sweeps
 
-from diffusion_jax.sweep import SweepError, devices, folder, local
+from diffusion_jax.sweep import SweepError, devices, folder, local, worker
 
 HOLD = "import sys, time; from pathlib import Path; from diffusion_jax.sweep import folder\n"
 HOLD += "with folder.hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -58,9 +59,16 @@ def test_a_folder_that_cannot_serve(tmp_path):
   with pytest.raises(SweepError, match="cannot be written"):
     with folder.hold(tmp_path / "file" / "a"):
       pass
-  (tmp_path / "status.json").write_text('{"state')
-  with pytest.raises(SweepError, match="status.json cannot be read"):
-    folder.written(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", '{"state', "[]", '{"state": 3}'])
+def test_a_status_that_cannot_be_read_has_failed(tmp_path, text):
+  """So the member is run again, and the others of its sweep are launched and reported."""
+  member = tmp_path / "g" / "members" / "a"
+  member.mkdir(parents=True)
+  (member / "status.json").write_text(text)
+  assert folder.status(member) == {"state": folder.FAILED, "reason": "status cannot be read"}
+  assert local.task(tmp_path / "g", ["a"]).left() == ("a",)
 
 
 WORKER = """
@@ -73,6 +81,9 @@ say = lambda *line: print(*line, flush=True)
 say("sees", os.environ.get("CUDA_VISIBLE_DEVICES"))
 if workdir.name == "unborn":
   sys.exit("ImportError: nothing works")
+if workdir.name == "warned":  # as Slurm does, before anything is imported
+  os.kill(os.getpid(), signal.SIGUSR1)
+  os.kill(os.getpid(), signal.SIGUSR2)
 for member in members:
   folder.set_status(member, folder.WAITING, "trained")
 for member in members:
@@ -133,20 +144,115 @@ def test_a_launcher_that_is_stopped_starts_nothing_more(launch, tmp_path):
   assert found == {"long": ("stopped", "its process was killed by SIGTERM"), "a": ("missing", "")}
 
 
+def test_slurms_warnings_do_not_reach_processes(launch):
+  """They would end one that has not set its handlers yet."""
+  assert launch({"warned": ["a"]}) == {"a": ("done", "")}
+
+
+def test_no_process_outlives_a_launcher_that_raises(launch, tmp_path):
+  def fail(launcher, line):
+    if "process" in line:
+      sweeps.wait_for((tmp_path / "first" / "members" / "long" / "status.json").exists)
+      raise OSError("no space left on device")
+
+  with pytest.raises(OSError, match="no space left"):
+    launch({"first": ["long"]}, on_line=fail)
+  found = folder.written(tmp_path / "first" / "members" / "long")
+  assert (found["state"], found["reason"]) == ("stopped", "its process was killed by SIGTERM")
+
+
+def test_sigterm_between_the_start_of_a_process_and_its_registration(launch, tmp_path, monkeypatch):
+  launcher, popen = local.Launcher({}), local.subprocess.Popen
+
+  def interrupted(*args, **kwargs):
+    process = popen(*args, **kwargs)
+    launcher.stop()
+    return process
+
+  monkeypatch.setattr(local.subprocess, "Popen", interrupted)
+  (tmp_path / "first").mkdir()
+  launcher.run([local.task(tmp_path / "first", ["long"])])
+  assert folder.written(tmp_path / "first" / "members" / "long")["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+  "stopping, code, state",
+  [
+    (True, 0, "stopped"),  # a second SIGTERM met it while it wrote what became of its members
+    (True, -signal.SIGTERM, "stopped"),
+    (False, -signal.SIGTERM, "stopped"),
+    (False, -signal.SIGUSR1, "stopped"),
+    (False, -signal.SIGUSR2, "stopped"),
+    (False, 0, "failed"),
+    (False, -signal.SIGKILL, "failed"),
+    (True, -signal.SIGSEGV, "failed"),
+    (True, 1, "failed"),
+  ],
+)
+def test_what_was_asked_to_end_has_not_failed(tmp_path, stopping, code, state):
+  (tmp_path / "log.txt").write_text("")
+  folder.set_status(tmp_path / "members" / "a", folder.RUNNING, "scoring")
+  launcher = local.Launcher({}, say=lambda line: None)
+  launcher.stopping = stopping
+  launcher._ended(local.task(tmp_path, ["a"]), types.SimpleNamespace(pid=os.getpid(), returncode=code))
+  assert folder.written(tmp_path / "members" / "a")["state"] == state
+
+
+CHILD = """
+import os, signal, time
+from diffusion_jax.sweep import worker
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(0)))
+worker._end_with(os.environ[worker.LAUNCHER])
+print("works", flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, subprocess, sys, time
+env = {**os.environ, "DIFFUSION_JAX_SWEEP_LAUNCHER": str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=env, start_new_session=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_process_ends_with_its_launcher_however_that_ends(monkeypatch):
+  env = {**os.environ, "PYTHONPATH": str(sweeps.ROOT)}
+  command = [sys.executable, "-c", PARENT, CHILD]
+  with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as launcher:
+    assert launcher.stdout.readline() == "works\n"
+    launcher.kill()
+    assert launcher.stdout.read() == "saved\n"  # up to the end of the process
+  monkeypatch.setattr(worker.ctypes, "CDLL", lambda _: types.SimpleNamespace(prctl=lambda *_: 0))
+  with pytest.raises(worker._Terminated):  # it ended before the process could ask
+    worker._end_with("1" if os.getppid() != 1 else "2")
+
+
 def test_what_another_launcher_has_been_at_is_left_alone(tmp_path):
   task = local.task(tmp_path, ["a", "b"])
   assert task.left() == ("a", "b")
   folder.set_status(tmp_path / "members" / "a", folder.FAILED, "elsewhere")
   assert task.left() == ("b",) and local.task(tmp_path, ["a", "b"]).left() == ("a", "b")
+  folder.set_status(tmp_path / "members" / "b", folder.SUBMITTED)  # nobody has been at it yet
+  assert task.left() == ("b",)
 
 
 def test_devices(monkeypatch):
   assert devices.slots(None, None) == [{}] and devices.slots(None, 3) == [{}] * 3
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
   assert [slot["CUDA_VISIBLE_DEVICES"] for slot in devices.slots("all", None)] == ["2", "5", "7"]
-  assert [slot["TPU_VISIBLE_CHIPS"] for slot in devices.slots("0,1", 1)] == ["0"]
+  assert [slot["CUDA_VISIBLE_DEVICES"] for slot in devices.slots("2,0", None)] == ["7", "2"]  # of those that it sees
+  assert [slot["TPU_VISIBLE_CHIPS"] for slot in devices.slots("0,1", 1)] == ["2"]
   with pytest.raises(SweepError, match="--jobs=4: --devices=all has 3"):
     devices.slots("all", 4)
+  with pytest.raises(SweepError, match="--devices=0,1,0: a device is named twice"):
+    devices.slots("0,1,0", None)
+  with pytest.raises(SweepError, match="--devices=0,3: there are 3, numbered from 0"):
+    devices.slots("0,3", None)
+  for none in ("", "-1"):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+    for asked in ("all", "0"):
+      with pytest.raises(SweepError, match=f"--devices={asked}: CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS leaves none"):
+        devices.slots(asked, None)
   monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
   monkeypatch.setattr(devices, "visible", lambda: [])
   with pytest.raises(SweepError, match="found neither NVIDIA GPUs"):

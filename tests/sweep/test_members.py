@@ -4,7 +4,8 @@ import pytest
 from sweep import sweeps
 
 from diffusion_jax.study import run as runs
-from diffusion_jax.sweep import Override, Sweep, SweepError, chain, plan, product, values, zipped
+from diffusion_jax.sweep import Override, Plot, Sweep, SweepError, chain, plan, product, values, worker, zipped
+from diffusion_jax.training import checkpoint
 
 RATES = values("optimizer.learning_rate", (1e-3, 2e-3))
 STEPS = values("sampling.num_steps", (1, 2))
@@ -94,9 +95,73 @@ def test_wrong_sweeps(tmp_path):
     members({}, metrics=("fid",))
   with pytest.raises(SweepError, match="expected num_images >= 2"):
     members({}, num_images=1)
+  with pytest.raises(SweepError, match="metrics are frechet, .*, got none"):
+    members({}, metrics=())
+  with pytest.raises(SweepError, match="extractor must be one of .*, got 'fid'"):
+    members({}, extractor="fid")
+  with pytest.raises(SweepError, match="extractor 'inception' needs the file of its weights, --inception"):
+    members({}, extractor="inception")
+  with pytest.raises(SweepError, match="member base: inception_score needs class logits, which pixels has not"):
+    members({}, metrics=("inception_score",), extractor="pixels")
+  photos = {"data.name": "npz", "data.path": "a.npz", "data.channels": 3, "data.resolution": 64}
+  with pytest.raises(SweepError, match="member base: no Fréchet distance of 64×64×3 pixels"):
+    members({}, fields=photos)
+  with pytest.raises(SweepError, match="member base: extractor 'digits' does not take images of 64×64×3"):
+    members({}, fields=photos, extractor="digits")
   (tmp_path / "s.py").write_text("def get_sweep(): return 3\n")
   with pytest.raises(SweepError, match="must return a diffusion_jax.sweep.Sweep, got int"):
     plan.load(str(tmp_path / "s.py"))
+
+
+@pytest.mark.parametrize(
+  "plot, message",
+  [
+    (Plot("report", "learning_rat", ""), "plot: x = 'learning_rat': expected a label .* learning_rate, NFE"),
+    (Plot("report", "", ""), "plot: x = ''"),
+    (Plot("report", "NFE", "sampler"), "plot: line = 'sampler'"),
+    (Plot("report", "NFE", "", "sampler"), "plot: panel = 'sampler'"),
+    (Plot("report", "NFE", "", when={"sampler": "heun"}), "plot: when = 'sampler'"),
+    (Plot("report", "NFE", "", metric="recall"), "plot: metric = 'recall': expected one of frechet"),
+    (Plot("report", "speed", ""), "plot: x = 'speed': expected numbers, got 'slow'"),
+  ],
+)
+def test_a_plot_that_cannot_be_drawn(plot, message):
+  axis = values("optimizer.learning_rate", {"slow": 1e-4}, "speed") if plot.x == "speed" else RATES
+  with pytest.raises(SweepError, match=message):
+    members(*axis, plot=plot)
+  members(*RATES, plot=Plot("report", "NFE", "learning_rate", metric="recall"), metrics=None)
+
+
+@pytest.mark.parametrize("label", plan.RESERVED)
+def test_labels_that_are_columns_of_every_report(label):
+  with pytest.raises(SweepError, match=f"every report has a column {label!r}; .*label="):
+    members(*values("seed", (0, 1), label))
+
+
+def test_another_sweep_does_not_take_a_folder(tmp_path):
+  sweep = Sweep(sweeps.TINY, [{}], metrics=("frechet",), num_images=16)
+  planned = plan.members(sweep)
+  plan.write(tmp_path / "root", f"{tmp_path}/one.py:a", sweep, planned)
+  plan.write(tmp_path / "root", f"{tmp_path}/./one.py:a", sweep, planned)
+  for other in ("two.py:a", "one.py:b"):
+    with pytest.raises(SweepError, match=f"root holds the sweep of .*/one.py:a, not of .*/{other}; --runs"):
+      plan.write(tmp_path / "root", f"{tmp_path}/{other}", sweep, planned)
+
+
+def test_data_that_moved_are_found_where_they_are_now(tmp_path):
+  """The plan says so to the worker, whose training may have started elsewhere and may have resolved other fields."""
+  sweep = Sweep(sweeps.TINY, [{}], metrics=("frechet",), num_images=16)
+  for place in ("here", "there"):
+    (member,) = plan.members(sweep, {"data.name": "npz", "data.path": f"{place}/images.npz"})
+    plan.write(tmp_path, "one.py", sweep, [member])
+  group = tmp_path / member.group
+  planned = checkpoint.read_config(group / "members")
+  assert planned.data.path == "there/images.npz" and list(tmp_path.glob("*/members/config.json")) != []
+  started = planned.copy_and_resolve_references()
+  started.data.path, started.network.channels = "here/images.npz", 16
+  checkpoint.write_config(group, started)
+  now = worker._as_planned(group, planned)
+  assert now.data.path == "there/images.npz" and now.network.channels == 16
 
 
 @pytest.mark.parametrize("name, count, trainings", [("digits_samplers", 36, 4), ("digits_rates", 11, 11)])

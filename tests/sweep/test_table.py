@@ -6,6 +6,7 @@ import io
 import pytest
 from sweep import sweeps
 
+from diffusion_jax.study import StudyError
 from diffusion_jax.sweep import Plot, Sweep, SweepError, chain, folder, plan, product, table, values
 
 
@@ -100,6 +101,44 @@ def test_a_plot_of_whatever_varies(five, tmp_path):
     assert table.draw(described, rows, tmp_path / f"{i}.png")
 
 
+@pytest.fixture
+def lines(monkeypatch):
+  """{line: number of its points} of the plot that is drawn next."""
+  seen = {}
+  plot = lambda path, panels, *args: seen.update({k: len(v) for lines in panels.values() for k, v in lines.items()})
+  monkeypatch.setattr(table.show.report, "plot", plot)
+  return seen
+
+
+def test_members_that_differ_are_no_repeats_in_a_plot(lines, tmp_path):
+  """Labels that are neither x, lines nor panels go into the line's name."""
+  rate, half_life = values("optimizer.learning_rate", (1e-3, 2e-3), "rate"), values("ema.half_life_images", (5, 7), "h")
+  sampler, steps = values("sampling.sampler", ("heun", "euler")), values("sampling.num_steps", (1, 2))
+  members = product(sampler, rate, half_life, steps)
+  scores = [[record(float(i))] for i in range(len(members))]
+  sweep = Sweep(sweeps.TINY, members, metrics=("frechet",), num_images=16)
+  described, rows = written(tmp_path / "default", sweep, scores)
+  assert table.draw(described, rows, tmp_path / "a.png")
+  assert lines == {f"h {h}, rate {r}": 2 for h in (5, 7) for r in (0.001, 0.002)}
+  lines.clear()
+  plot = Plot("report", "NFE", "sampler", "h")
+  table.draw({**described, "plot": plot._asdict()}, rows, tmp_path / "a.png")
+  assert lines == {f"{s}, rate {r}": 2 for s in ("heun", "euler") for r in (0.001, 0.002)}
+
+
+def test_seeds_are_repeats_in_a_plot(lines, tmp_path):
+  members = product(values("seed", (0, 1)), values("optimizer.learning_rate", (1e-3, 2e-3), "rate"))
+  sweep = Sweep(sweeps.TINY, members, metrics=("frechet",), num_images=16, plot=Plot("report", "rate", ""))
+  assert table.draw(*written(tmp_path, sweep, [[record(float(i))] for i in range(4)]), tmp_path / "a.png")
+  assert lines == {"all": 2}
+
+
+def test_text_on_the_x_axis_of_a_sweep_that_was_planned_before(five, tmp_path):
+  described, rows = five
+  with pytest.raises(StudyError, match="x = 'sampler': expected numbers, got 'heun'"):
+    table.draw({**described, "plot": Plot("report", "sampler", "")._asdict()}, rows, tmp_path / "a.png")
+
+
 def test_nothing_is_done_yet(tmp_path):
   described, rows = written(tmp_path, Sweep(sweeps.TINY, values("seed", (0, 1))), [None, "submitted"])
   text = table.text(described, rows)
@@ -110,7 +149,7 @@ def test_nothing_is_done_yet(tmp_path):
 
 
 def test_a_plan_written_again_touches_nothing(tmp_path):
-  sweep = Sweep(sweeps.TINY, values("seed", (0, 1)), metrics=("frechet",), plot=Plot("report", "seed", "sampler"))
+  sweep = Sweep(sweeps.TINY, values("seed", (0, 1)), metrics=("frechet",), plot=Plot("report", "seed", ""))
   written(tmp_path, sweep, [])
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
   written(tmp_path, sweep, [])

@@ -79,8 +79,17 @@ def test_a_training_that_fails_fails_its_members(group, calls, monkeypatch):
   assert states(*group) == ["failed"] * 3 and calls["loaded"] == 0
 
 
-def test_sigterm_while_scoring_leaves_the_rest_for_later(group, calls):
+def test_sigterm_while_scoring_leaves_the_rest_for_later(group, calls, monkeypatch):
+  """A second one, while that is written down, changes nothing."""
   calls["while"][2] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  set_status = folder.set_status
+
+  def disturbed(member, state, *args, **kwargs):
+    if state == folder.STOPPED:
+      os.kill(os.getpid(), signal.SIGTERM)
+    set_status(member, state, *args, **kwargs)
+
+  monkeypatch.setattr(folder, "set_status", disturbed)
   old = signal.signal(signal.SIGTERM, worker._terminated)
   try:
     worker.work(group[0], {}, group[1])
