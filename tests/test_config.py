@@ -30,7 +30,8 @@ ROWS = {
   "ablations/table2_photos": _LETTERS,
   "ablations/sampling_digits": [f"{t}-{g}-{p}-heun" for t, g, p in zip(("vp", "iddpm"), ("ve", "edm"), ("edm", "ve"))],
 }
-FILES = [str(path.relative_to(ROOT).with_suffix("")) for path in sorted(ROOT.rglob("*.py")) if path.parent.name != "sweeps"]
+PATHS = [path for path in sorted(ROOT.rglob("*.py")) if path.parent.name != "sweeps"]
+FILES = [str(path.relative_to(ROOT).with_suffix("")) for path in PATHS]
 CONFIGS = [(name, row) for name in FILES for row in ROWS.get(name, [None])]
 
 
