@@ -67,11 +67,12 @@ def test_mixed_sizes_need_a_transform(tmp_path):
 
 
 def test_headers_are_read_where_sizes_are_open(tmp_path):
-  """With a transform too; what is too small for it is an error, unless the caller asks."""
+  """With a transform too that may refuse an image; what is too small is an error, unless the caller asks."""
   images = [(random_images(1, h, w, 3)[0], 0) for h, w in ((20, 16), (4, 4))]
   prepare_tfds(tmp_path / "a", {"train": [*images, (b"no image", 0)]})
   with pytest.raises(sources.DataError, match=r"image \d cannot be read: it is no image"):
-    load(tmp_path / "a", transform=Transform("resize", 8, 8))
+    load(tmp_path / "a", transform=Transform("center-crop-wide", 8, 6))
+  assert len(load(tmp_path / "a", transform=Transform("resize", 8, 8))) == 3  # the whole set is not read for nothing
   prepare_tfds(tmp_path / "b", {"train": images})
   wide = Transform("center-crop-wide", 8, 6)
   with pytest.raises(sources.DataError, match=r"image \d cannot be transformed: it has 4×4 pixels"):
