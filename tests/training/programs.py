@@ -58,6 +58,11 @@ class Runs:
       assert process.poll() is None and time.monotonic() < deadline, (self.folder / f"{name}.err").read_text()[-3000:]
       time.sleep(0.0005)
 
+  def logged(self, name):
+    """The step of the last whole line of metrics; 0 if there is none."""
+    path = self.folder / name / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
   def kill(self, process):
     process.kill()
     assert process.wait() == -signal.SIGKILL
