@@ -27,7 +27,7 @@ demo: $(STAMP)
 	@echo "More: $(BIN)/python experiments/sample.py --workdir=$(WORKDIR) --seeds=0-63 --label=3 --guidance=1.5"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
