@@ -113,7 +113,7 @@ def fresh():
     patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
     method = methods.from_config(config)
   made = jax.jit(lambda key: method.init(key, start.example_batch(config)))(jax.random.key(0))
-  return method, state.inference_variables(made)
+  return method, state.inference_variables(made.ema)
 
 
 def test_images_do_not_depend_on_the_batch(fresh):

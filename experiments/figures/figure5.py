@@ -50,7 +50,7 @@ def main():
   labels = jnp.asarray(batch["label"]) if config.data.num_classes else None
   models = {f"after training ({name})": variables}
   if step is not None:
-    models = {"before training": state.inference_variables(start.create_state(method, config)), **models}
+    models = {"before training": state.inference_variables(start.create_state(method, config).ema), **models}
 
   figure, axes = plt.subplots(figsize=(7, 4.5))
   rows = []

@@ -1,5 +1,6 @@
 """Training processes that tests start, watch, kill and compare."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -52,9 +53,10 @@ class Runs:
     """Returns in the middle of the writing of the first checkpoint after a step."""
     folder, deadline = self.folder / name / "checkpoints", time.monotonic() + 300
     while True:
-      for path in folder.glob("*.orbax-checkpoint-tmp*") if folder.exists() else ():
-        if int(path.name.split(".")[0]) > after and any(path.rglob("d")):
-          return
+      with contextlib.suppress(FileNotFoundError):  # the folder just got its last name
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):
+          if int(path.name.split(".")[0]) > after and any(path.rglob("d")):
+            return
       assert process.poll() is None and time.monotonic() < deadline, (self.folder / f"{name}.err").read_text()[-3000:]
       time.sleep(0.0005)
 
