@@ -142,6 +142,12 @@ def predictor_corrector_moments(schedule, m, s2, grid, mean, v, snr, steps):
   return mean, v
 
 
+def dpdm_step(schedule, m, s2, x, t, s):
+  """x_s = α_s·x̂_0 + σ_s·z: fresh noise around the estimate."""
+  alpha, sigma = schedule(s)[:2]
+  return alpha * _pair(schedule, m, s2, x, t)[0], sigma
+
+
 def eta2_ddpm(schedule, t, s):
   (a_t, s_t), (a_s, s_s) = schedule(t)[:2], schedule(s)[:2]
   return (s_s / s_t) ** 2 * (s_t**2 - (a_t / a_s) ** 2 * s_s**2)
@@ -162,6 +168,8 @@ def affine(name, schedule, m, s2, grid, jump=False, **options):
       return heun_step(schedule, m, s2, x, t, s, jump, **options)
     if name == "ddim":
       return posterior_step(schedule, m, s2, x, t, s, options.get("eta", 0.0) ** 2 * eta2_ddpm(schedule, t, s))
+    if name == "dpdm":
+      return dpdm_step(schedule, m, s2, x, t, s)
     if name == "euler_maruyama":
       return euler_maruyama_step(schedule, m, s2, x, t, s)
     if name == "predictor_corrector":  # without corrections

@@ -22,7 +22,7 @@ from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Prediction
 
-SAMPLERS = ("heun", "euler", "ddim", "ddpm", "decoupled", "euler_maruyama", "predictor_corrector")
+SAMPLERS = ("heun", "euler", "ddim", "ddpm", "decoupled", "dpdm", "euler_maruyama", "predictor_corrector")
 # Streams of an example's key.
 _SIGMA, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
 

@@ -1,6 +1,7 @@
 """Samplers: pure functions sampler(denoise, process, x, grid, keys=None, **options) -> x0."""
 
 from diffusion_jax.samplers.ancestral import ddim, ddpm, decoupled, transition
+from diffusion_jax.samplers.direct import dpdm
 from diffusion_jax.samplers.ode import Churn, euler, heun, invert
 from diffusion_jax.samplers.sde import euler_maruyama, predictor_corrector
 
@@ -10,6 +11,7 @@ BY_NAME = {
   "ddim": ddim,
   "ddpm": ddpm,
   "decoupled": decoupled,
+  "dpdm": dpdm,
   "euler_maruyama": euler_maruyama,
   "predictor_corrector": predictor_corrector,
 }

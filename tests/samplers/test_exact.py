@@ -27,6 +27,7 @@ DETERMINISTIC = {
 STOCHASTIC = {
   "ddpm": {},
   "decoupled": {},
+  "dpdm": {},
   "ddim": {"eta": 0.7},
   "euler_maruyama": {},
   "predictor_corrector": {"corrector_steps": 0},

@@ -13,7 +13,7 @@ from diffusion_jax import guidance, process, samplers, times
 P = process.EDM()
 DENOISE = oracle.gaussian_denoise(P, 0.3, 0.64)
 NFE = {"euler": lambda n: n, "heun": lambda n: 2 * n - 1, "ddim": lambda n: n, "ddpm": lambda n: n,
-       "decoupled": lambda n: n, "euler_maruyama": lambda n: n,
+       "decoupled": lambda n: n, "dpdm": lambda n: n, "euler_maruyama": lambda n: n,
        "predictor_corrector": lambda n: 2 * n}  # fmt: skip
 
 
@@ -146,6 +146,8 @@ def test_nothing_swallows_a_nan():
   (lambda x, g: samplers.heun(DENOISE, P, x, g[::-1]), "grid must decrease from a finite t to 0"),
   (lambda x, g: samplers.heun(DENOISE, P, x, g[:-1]), "grid must decrease from a finite t to 0"),
   (lambda x, g: samplers.ddpm(DENOISE, P, x, g, None), "ddpm draws noise: keys must hold one PRNG key an image"),
+  (lambda x, g: samplers.dpdm(DENOISE, P, x, g, None), "dpdm draws noise: keys must hold one PRNG key an image"),
+  (lambda x, g: samplers.dpdm(DENOISE, P, x, g[::-1], keys_of(2)), "grid must decrease from a finite t to 0"),
   (lambda x, g: samplers.euler_maruyama(DENOISE, P, x, g, None), "euler_maruyama draws noise: keys must hold"),
   (lambda x, g: samplers.predictor_corrector(DENOISE, P, x, g, None), "predictor_corrector draws noise: keys must"),
   (lambda x, g: samplers.ddim(DENOISE, P, x, g, eta=0.5), "ddim with eta > 0 draws noise"),
