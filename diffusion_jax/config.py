@@ -21,9 +21,9 @@ def wrong(field: str, value, expected: str) -> ConfigError:
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()
-  c.method = "edm"
+  c.method = "edm"  # edm, dpdm
   c.seed = 0  # of everything: initialisation, order of the data, noise
-  c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl)
+  c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher
   c.init_only = ()  # of these, only parameters whose paths match one of these patterns, such as "net/enc_*"; () is all
   c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
@@ -63,6 +63,12 @@ def default() -> ConfigDict:
   c.edm.sigma_max = 100.0  # Song & Ermon 2020: about the largest distance between two images
   c.edm.weight = "edm"  # edm: (σ² + σ_data²)/(σσ_data)²; inverse_variance: 1/σ²
   c.edm.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a second head learns the reverse variance; .001 in the paper
+
+  c.dpdm = ConfigDict()  # method "dpdm": a pupil of init_from; its σ are drawn by the fields of the teacher's method
+  c.dpdm.diffusion = "edm"  # the teacher's method: edm
+  c.dpdm.score_steps = 1  # of the score network, an update; then one of the generator
+  c.dpdm.generator_weight = "diffusion"  # diffusion: that of score matching, λσ⁴; unit: the smoothed KL itself
+  c.dpdm.score_augment = False  # pass what the score network is trained on through EDM's augmentation (data.augment)
 
   c.optimizer = ConfigDict()  # Adam
   c.optimizer.learning_rate = 1e-3
@@ -122,7 +128,7 @@ _POSITIVE = (
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
   "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
   "train.keep_best", "train.score_images", "train.sample_every", "train.max_skipped", "sampling.num_steps",
-  "sampling.snr", "sampling.rho",
+  "sampling.snr", "sampling.rho", "dpdm.score_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
@@ -196,6 +202,13 @@ def check(config: ConfigDict, device_count: int | None = None):
   if train.score_every % train.checkpoint_every:
     expected = f"must be a multiple of checkpoint_every ({train.checkpoint_every})"
     raise wrong("train.score_every", train.score_every, expected)
+  if config.method == "dpdm":
+    if not config.init_from:
+      raise wrong("init_from", "", "dpdm needs its teacher: the workdir of a run, or a published EDM pickle (.pkl)")
+    if config.init_only:
+      raise wrong("init_only", config.init_only, "must be () for dpdm, whose networks all start from the teacher")
+    if config.dpdm.score_augment and not config.data.augment:
+      raise wrong("dpdm.score_augment", True, "needs data.augment, the probability of each transform")
   if config.init_only and not config.init_from:
     raise wrong("init_only", config.init_only, "must be () without init_from")
   if device_count and train.batch_size % (device_count * train.accumulation):

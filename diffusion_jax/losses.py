@@ -24,9 +24,19 @@ def _pixels(x: Array) -> Array:
   return x.reshape(x.shape[0], -1)
 
 
+def inner(a: Array, b: Array) -> Array:
+  """⟨a, b⟩ of images [B, ...]; [B]."""
+  return jnp.sum(_pixels(a * b), axis=-1)
+
+
+def squared_norm(a: Array) -> Array:
+  """‖a‖² of images [B, ...]; [B]."""
+  return jnp.sum(_pixels(a) ** 2, axis=-1)
+
+
 def squared_error(a: Array, b: Array) -> Array:
   """‖a − b‖² of images [B, ...]; [B]."""
-  return jnp.sum(_pixels(a - b) ** 2, axis=-1)
+  return squared_norm(a - b)
 
 
 def absolute_error(a: Array, b: Array) -> Array:

@@ -23,7 +23,8 @@ class Method(NamedTuple):
     init: (key, example_batch) -> TrainState.
     update: (state, batch, key) -> (state, metrics): one optimisation step; `batch` holds "image" [B, H, W, C],
       "slot" [B] and, with classes, "label" [B].
-    denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}.
+    denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}, in training also
+      "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B].
     process: the forward process of denoise's x and t.
     samplers: names of the samplers that serve the method, the default first.
     preconditioner: of a method that has one: the noise levels that its network knows bound the grids.
@@ -61,22 +62,36 @@ def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: in
     raise config_lib.ConfigError(f"config.{error}".replace("network.resolution", "data.resolution")) from None
 
 
-def images_of(batch, keys: Key, config) -> tuple[Array, Array | None]:
-  """A batch's images [B, H, W, C] in [−1, 1], float32, and their augmentation labels [B, 9] if there are any.
-
-  With config.data.flip half of the images are mirrored; with config.data.augment they pass through EDM's augmentation.
-  What happens to an image depends on its key alone.
-  """
+def images_of(batch, keys: Key, flip: bool) -> Array:
+  """A batch's images [B, H, W, C] in [−1, 1], float32; with `flip` each is mirrored or not by its key alone."""
   images = batch["image"]
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 127.5 - 1
-  if config.augment:
-    labels = augment.draw(keys, config.augment)
-    return augment.warp(images, labels), labels
-  if config.flip:
+  if flip:
     mirror = jax.vmap(jax.random.bernoulli)(keys)
     images = jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
-  return images, None
+  return images
+
+
+def augmented(images: Array, keys: Key, probability: float) -> tuple[Array, Array | None]:
+  """EDM's augmentation of images [B, H, W, C], each by its key alone, and its labels [B, 9]; None at probability 0."""
+  if not probability:
+    return images, None
+  labels = augment.draw(keys, probability)
+  return augment.warp(images, labels), labels
+
+
+def labels_of(batch, keys: Key, config) -> Array | None:
+  """A batch's labels [B], −1 for the share config.label_dropout of them; None for data without classes."""
+  if not config.data.num_classes:
+    return None
+  drop = jax.vmap(lambda key: jax.random.bernoulli(key, config.label_dropout))(keys)
+  return jnp.where(drop, -1, batch["label"])
+
+
+def streams(keys: Key, number: int) -> Key:
+  """The stream of each key [B] with this number: one for each purpose that draws random numbers."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def one_hot(label: Array | None, num_classes: int) -> Array | None:

@@ -11,6 +11,9 @@ whose time is σ; other processes are reached by `process.reframe`. iDDPM's seco
 teaches a second head the variance of the reverse step u_j → u_{j+1} of the variance-preserving chain.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -41,21 +44,18 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   network = base.network_from_config(config, tuple((head, config.data.channels) for head in heads))
   preconditioner = _preconditioner(config.edm)
   law = _law(config.edm)
-  weight = choose(
-    "edm.weight",
-    config.edm.weight,
-    {"edm": lambda s: losses.edm_weight(s, config.edm.sigma_data), "inverse_variance": losses.inverse_variance_weight},
-  )
+  weight = weight_from_config(config.edm)
   edm = process.EDM()
 
-  def denoiser(params, label=None, augment=None, dropout_keys=None):
-    labels = base.one_hot(label, config.data.num_classes)
+  def denoise(variables, x, t, cond=None):
+    cond = cond or {}
+    labels = base.one_hot(cond.get("label"), config.data.num_classes)
 
     def network_fn(x, c_noise):
-      out = network.apply({"params": params}, x, c_noise, labels, augment, dropout_keys)
+      out = network.apply(variables, x, c_noise, labels, cond.get("augment"), cond.get("dropout"))
       return (out["out"], out["variance"]) if config.edm.vlb_weight else out["out"]
 
-    return par.precondition(network_fn, preconditioner)
+    return par.precondition(network_fn, preconditioner)(x, t)
 
   def init(key, example_batch):
     x = jnp.zeros(example_batch["image"].shape)
@@ -66,16 +66,14 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return jax.vmap(lambda key: law(jax.random.fold_in(key, _SIGMA), 1)[0])(keys)
 
   def loss_fn(params, batch):
-    stream = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(batch["key"])
-    y, augment = base.images_of(batch, stream(_AUGMENT), config.data)
+    stream = functools.partial(base.streams, batch["key"])
+    y = base.images_of(batch, stream(_AUGMENT), config.data.flip)
+    y, augment = base.augmented(y, stream(_AUGMENT), config.data.augment)
     sigma = noise_levels(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(stream(_NOISE))
-    label = None
-    if config.data.num_classes:
-      drop = jax.vmap(lambda key: jax.random.bernoulli(key, config.label_dropout))(stream(_LABEL))
-      label = jnp.where(drop, -1, batch["label"])
+    label = base.labels_of(batch, stream(_LABEL), config)
     x = edm.perturb(y, eps, sigma)
-    pred = denoiser(params, label, augment, stream(_DROPOUT))(x, sigma)
+    pred = denoise({"params": params}, x, sigma, {"label": label, "augment": augment, "dropout": stream(_DROPOUT)})
     loss = weight(sigma) * losses.squared_error(pred.clean, y)
     if config.edm.vlb_weight:
       loss += config.edm.vlb_weight * preconditioner.num_levels * _variational_bound(preconditioner, pred, y, sigma)
@@ -88,10 +86,16 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     (loss, _), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
     return update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
 
-  def denoise(variables, x, t, cond=None):
-    return denoiser(variables["params"], None if cond is None else cond.get("label"))(x, t)
-
   return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels)
+
+
+def weight_from_config(config) -> Callable[[Array], Array]:
+  """λ(σ) of a config.edm: noise levels -> weights, of the same shape."""
+  return choose(
+    "edm.weight",
+    config.weight,
+    {"edm": lambda s: losses.edm_weight(s, config.sigma_data), "inverse_variance": losses.inverse_variance_weight},
+  )
 
 
 def _variational_bound(preconditioner: par.IDDPMPreconditioner, pred: Prediction, y: Array, sigma: Array) -> Array:

@@ -16,7 +16,7 @@ class TrainState:
   Attributes:
     step: number of updates done, skipped ones included; int32.
     params: {role: parameters}. A method with one network calls its role "net".
-    ema: {role: averaged parameters}; samplers use these.
+    ema: {role: averaged parameters} of the one network that samplers use.
     opt_state: {role: optimizer state}.
     skipped: updates skipped because loss or gradient was not finite, int32.
     skipped_in_row: those since the last good one, int32.
@@ -32,10 +32,11 @@ class TrainState:
   window: dict[str, Array] = flax.struct.field(default_factory=dict)
 
 
-def create(params: dict[str, Params], opt_state: dict[str, Any]) -> TrainState:
-  """The state before the first update; the averages start at the parameters."""
+def create(params: dict[str, Params], opt_state: dict[str, Any], averaged: str = "net") -> TrainState:
+  """The state before the first update; the averages of the role `averaged` start at its parameters."""
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, jax.tree.map(jnp.copy, params), opt_state, zero, zero)
+  ema = {averaged: jax.tree.map(jnp.copy, params[averaged])}
+  return TrainState(zero, params, ema, opt_state, zero, zero)
 
 
 def example_keys(key: Key, step: Array, slot: Array) -> Key:
@@ -48,5 +49,6 @@ def example_keys(key: Key, step: Array, slot: Array) -> Key:
 
 
 def inference_variables(ema: dict[str, Params]) -> dict[str, Params]:
-  """What `Method.denoise` takes: the averaged parameters of the role "net"."""
-  return {"params": ema["net"]}
+  """What `Method.denoise` takes: the parameters of the one network whose averages are kept."""
+  (params,) = ema.values()
+  return {"params": params}

@@ -4,8 +4,8 @@
     β     = ½^(batch/h),  h = min(half_life, ramp_up·images seen)                       (2)
     ema  ← β·ema + (1 − β)·params
 
-Images seen are counted before the step, so the first average is the parameters themselves. An update whose loss or
-gradient is not finite changes nothing but the counters. The loss may be scaled by a number before the backward pass, so
+Images seen are counted before the step, so the first average is the parameters themselves. A network
+whose loss or gradient is not finite is left as it was, and the update counts as skipped. The loss may be scaled by a number before the backward pass, so
 that float16 gradients neither vanish nor overflow; the number is fixed, or grows until an update is not finite.
 """
 
@@ -80,6 +80,11 @@ def parameters_split(whole: Callable, split: Callable):
     _PARAMETERS_SPLIT.pop()
 
 
+def whole(params: Params) -> Params:
+  """The parameters of a network that a loss evaluates beside the one that `value_and_grad` gives it."""
+  return _PARAMETERS_SPLIT[-1][0](params) if _PARAMETERS_SPLIT else params
+
+
 def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1, scale: Array | float = 1.0):
   """((loss, metrics), gradients), averaged over the batch, in `accumulation` parts to save memory.
 
@@ -90,8 +95,7 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
     accumulation: number of equal parts of the batch that pass one after another.
     scale: multiplies the loss in the backward pass; what is returned is divided by it.
   """
-
-  whole, split = _PARAMETERS_SPLIT[-1] if _PARAMETERS_SPLIT else (lambda x: x, lambda x: x)
+  split = _PARAMETERS_SPLIT[-1][1] if _PARAMETERS_SPLIT else lambda x: x
 
   def scaled(params, batch):
     value, metrics = loss(whole(params), batch)
@@ -120,7 +124,15 @@ def loop_unroll(length: int) -> int:
 def apply_gradients(
   config, state: TrainState, role: str, loss: Array, grads: Params, axis_name: str | None
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One update of a role: reduced over `axis_name`, guarded, averaged. The step counter is left to `finish`.
+  """The update of a method with one network: `update_role`, counted. The step counter is left to `windowed`."""
+  state, metrics = update_role(config, state, role, loss, grads, axis_name)
+  return count(config, state, metrics["skipped"] == 0), metrics
+
+
+def update_role(
+  config, state: TrainState, role: str, loss: Array, grads: Params, axis_name: str | None
+) -> tuple[TrainState, dict[str, Array]]:
+  """One network's share of an update: reduced over `axis_name`, guarded, averaged if its averages are kept.
 
   Args:
     config: the run's config.
@@ -131,7 +143,7 @@ def apply_gradients(
     axis_name: the pmapped axis that holds the other devices' shares of the batch, if there is one.
 
   Returns:
-    The new state and {"loss", "grad_norm", "learning_rate", "skipped"}, equal on all devices.
+    The new state, counters as they were, and {"loss", "grad_norm", "learning_rate", "skipped"}, equal on all devices.
   """
   if axis_name is not None:
     loss, grads = jax.lax.pmean((loss, grads), axis_name)
@@ -139,21 +151,30 @@ def apply_gradients(
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   images_seen = state.step.astype(jnp.float32) * config.train.batch_size
   rate = learning_rate(config.optimizer, images_seen)
-  beta = ema_decay(config.ema, config.train.batch_size, images_seen)
+  guarded = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
   updates, opt_state = optimizer(config.optimizer).update(grads, state.opt_state[role], state.params[role])
   params = jax.tree.map(lambda p, u: p - rate * u, state.params[role], updates)
-  ema = jax.tree.map(lambda e, p: beta * e + (1 - beta) * p, state.ema[role], params)
-  old = (state.params[role], state.ema[role], state.opt_state[role])
-  params, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, ema, opt_state), old)
+  ema = state.ema
+  if role in ema:
+    beta = ema_decay(config.ema, config.train.batch_size, images_seen)
+    average = jax.tree.map(lambda e, p: beta * e + (1 - beta) * p, ema[role], params)
+    ema = {**ema, role: guarded(average, ema[role])}
   state = state.replace(
-    params={**state.params, role: params},
-    ema={**state.ema, role: ema},
-    opt_state={**state.opt_state, role: opt_state, **_next_loss_scale(config.optimizer, state, finite)},
+    params={**state.params, role: guarded(params, state.params[role])},
+    ema=ema,
+    opt_state={**state.opt_state, role: guarded(opt_state, state.opt_state[role])},
+  )
+  return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
+
+
+def count(config, state: TrainState, finite: Array) -> TrainState:
+  """Counts an update, `finite` if those of all its networks were, and moves a dynamic loss scale."""
+  return state.replace(
+    opt_state={**state.opt_state, **_next_loss_scale(config.optimizer, state, finite)},
     skipped=state.skipped + ~finite,
     skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
   )
-  return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
 
 
 def windowed(update: Callable, log_every: int) -> Callable:

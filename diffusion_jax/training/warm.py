@@ -1,6 +1,6 @@
 """Fine-tuning: a run that starts from the weights of another, or of a published checkpoint (config.init_from).
 
-Without config.init_only the networks must be the same. With it, parameters are taken whose path, such as
+Every network of the run starts from the one that the source samples from. Without config.init_only they must be alike. With it, parameters are taken whose path, such as
 "net/enc_8x8_block0/conv0/kernel", matches one of its patterns (* stands for anything) and whose shape is that of the
 run's; workdir/init_from.json says of every parameter whether it was taken, and why not.
 """
@@ -22,7 +22,7 @@ from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.parameterization import Preconditioner
 from diffusion_jax.training import checkpoint as checkpoint_lib
 from diffusion_jax.training import start
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.state import TrainState, inference_variables
 from diffusion_jax.types import Params
 
 
@@ -30,12 +30,16 @@ class Source(NamedTuple):
   """What a run starts from.
 
   Attributes:
-    params: {role: averaged parameters} as NumPy arrays.
+    params: the averaged parameters of the network that samplers use, as NumPy arrays.
+    method: the method that trained them; "edm" for a published pickle.
+    data: of config.data, what the network's input and output depend on.
     freqs: the Fourier frequencies that they were trained with, constants of the network; () for none of its own.
     preconditioner: the one that they were trained in, if any.
   """
 
-  params: dict[str, Params]
+  params: Params
+  method: str
+  data: dict[str, int]
   freqs: tuple[float, ...]
   preconditioner: Preconditioner | None
 
@@ -64,11 +68,19 @@ def load(config, workdir) -> Source | None:
   try:
     if path.endswith(".pkl"):
       denoise, params = edm_checkpoint.load(path)
-      return Source({"net": jax.device_get(params)}, denoise.network.freqs or (), denoise.preconditioner)
+      published, _ = edm_checkpoint.as_run(denoise)
+      params, freqs, preconditioner = jax.device_get(params), denoise.network.freqs or (), denoise.preconditioner
+      return Source(params, "edm", _data(published), freqs, preconditioner)
     averages, source = checkpoint_lib.load_averages(path)
   except ValueError as error:
     raise config_lib.wrong("init_from", path, str(error)) from None
-  return Source(jax.device_get(averages), source.network.freqs, methods.from_config(source).preconditioner)
+  params = jax.device_get(inference_variables(averages)["params"])
+  preconditioner = methods.from_config(source).preconditioner
+  return Source(params, source.method, _data(source), source.network.freqs, preconditioner)
+
+
+def _data(config) -> dict[str, int]:
+  return {name: config.data[name] for name in ("resolution", "channels", "num_classes")}
 
 
 def resolve(config, source: Source | None, workdir):
@@ -90,7 +102,8 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
     ConfigError: without config.init_only, a parameter or the preconditioner differs (names the first difference); with
       it, nothing fits.
   """
-  here, there = _flat(start.shapes(method, config).params), _flat(source.params)
+  params = start.shapes(method, config).params
+  here, there = _flat(params), _flat({role: source.params for role in params})
   if config.init_only:
     reasons = {path: _reason(path, there, here, config.init_only) for path in sorted(here.keys() | there.keys())}
     for pattern in config.init_only:
@@ -104,15 +117,17 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
   if source.preconditioner is not None and source.preconditioner != method.preconditioner:
     expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
     raise config_lib.wrong("edm.preconditioner", config.edm.preconditioner, expected)
-  roles = {path.split("/")[0] for path in there} & {path.split("/")[0] for path in here}
-  if not roles:
-    raise config_lib.wrong("init_from", config.init_from, f"has the networks {', '.join(source.params)}")
-  taken = {path: value for path, value in there.items() if path.split("/")[0] in roles}
-  for path in sorted(taken.keys() | {path for path in here if path.split("/")[0] in roles}):
-    reason = _reason(path, taken, here, ("*",))
+  if config.method == "dpdm" and source.method != config.dpdm.diffusion:
+    expected = f"dpdm's teacher must be a run of config.dpdm.diffusion = {config.dpdm.diffusion!r}, not {source.method}"
+    raise config_lib.wrong("init_from", config.init_from, expected)
+  for name, value in source.data.items():
+    if config.data[name] != value:
+      raise config_lib.wrong(f"data.{name}", config.data[name], f"init_from was trained with {value}")
+  for path in sorted(there.keys() | here.keys()):
+    reason = _reason(path, there, here, ("*",))
     if reason:
       raise config_lib.wrong("init_from", config.init_from, f"{path}: {reason}")
-  return Fit(taken, {path: "" if path in taken else "the network is not there" for path in here})
+  return Fit(there, dict.fromkeys(here, ""))
 
 
 def _reason(path: str, there: dict, here: dict, patterns: tuple[str, ...]) -> str:
