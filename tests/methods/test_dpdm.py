@@ -1,0 +1,404 @@
+"""The DPDM method: its gradients against closed forms, what an update does to each of the three networks, bad input.
+
+The closed forms are those of affine networks on data N(M, S²): with d_θ(x) = a·x + b the pupil's images at σ are
+N(a·M + b, a²(S² + σ²)), their best denoiser is known, and the smoothed KL is that of two Gaussians.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training import tiny, toy
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import methods, process
+from diffusion_jax.config import ConfigError
+from diffusion_jax.methods import base, dpdm
+from diffusion_jax.training import checkpoint, loop, start, state, warm
+from diffusion_jax.types import Prediction, like
+
+M, S = 0.3, 0.8
+TEACHER = {"mean": jnp.float32(M), "std": jnp.float32(S)}
+
+
+def best(mean, std, x, sigma):
+  """E[x_0 | x] for data N(mean, std²) and x = x_0 + σε."""
+  return mean + std**2 / (std**2 + sigma**2) * (x - mean)
+
+
+def pupil(a, b, sigma):
+  """Mean and standard deviation of the images a·x + b of noisy data, at one noise level."""
+  return a * M + b, abs(a) * np.sqrt(S**2 + sigma**2)
+
+
+def smoothed_kl(a, b, sigma, xp=np):
+  """KL(q_σ ‖ p_σ) of those images and the data, both with noise σ added."""
+  mean, variance, total = a * M + b, a**2 * (S**2 + sigma**2) + sigma**2, S**2 + sigma**2
+  return 0.5 * (variance / total + (mean - M) ** 2 / total - 1 - xp.log(variance / total))
+
+
+def config_of(**fields):
+  c = tiny.get_config()
+  c.method, c.init_from = "dpdm", "somewhere"
+  c.data.update(num_classes=0, flip=False)
+  c.label_dropout = 0.0
+  c.optimizer.update(beta1=0.0, beta2=0.99, learning_rate=1e-3, warmup_images=0)  # β1 = 0: Adam's moment is the gradient
+  c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+  return c
+
+
+def gaussians(law, frame=process.EDM()):
+  """The method of networks that are the best denoisers of N(mean, std²) by their two parameters."""
+
+  def denoise(variables, x, t, cond=None):
+    p = variables["params"]
+    alpha, sigma = like(frame.alpha(t), x), like(frame.sigma(t), x)
+    clean = best(p["mean"], p["std"], x / alpha, sigma / alpha)
+    return Prediction(clean, (x - alpha * clean) / sigma)
+
+  def init(key, example_batch):
+    return state.create({"net": dict(TEACHER)}, {})
+
+  return base.Method(init, None, denoise, frame, ("heun",), None, lambda keys: frame.inverse(law(keys)))
+
+
+def affine(params, x, sigma, cond):
+  return params["a"] * x + params["b"]
+
+
+def method_of(law, frame=process.EDM(), generate=affine, **fields):
+  """(method, its first state with the teacher's parameters as they are)."""
+  config = config_of(**fields)
+  initial = lambda key, batch: {"a": jnp.float32(0.5), "b": jnp.float32(0.1)}
+  method = dpdm.build(config, gaussians(law, frame), generate, initial)
+  return method, method.init(jax.random.key(0), start.example_batch(config))
+
+
+def constant(sigma):
+  return lambda keys: jnp.full(keys.shape, sigma)
+
+
+def batch_of(n, seed=0, **more):
+  images = M + S * np.random.default_rng(seed).standard_normal((n, 8, 8, 1))
+  return {"image": jnp.asarray(images, jnp.float32), "index": jnp.arange(n), "slot": jnp.arange(n), **more}
+
+
+def run(method, made, count, n=64, **parameters):
+  """Gradients of `count` updates from one state, each with batch and draws of its own: {role: {name: [count]}}."""
+  made = made.replace(params={**made.params, **parameters})
+
+  def one(step):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(7), step), (n, 8, 8, 1))
+    after, _ = method.update(made.replace(step=step), {**batch_of(n), "image": M + S * noise}, jax.random.key(1))
+    return {role: after.opt_state[role].mu for role in ("score", "generator")}
+
+  return jax.jit(lambda: jax.lax.map(one, jnp.arange(count)))()
+
+
+def agrees(values, expected):
+  """Whether the mean is the expected number within four standard errors, which are small beside it."""
+  values = np.asarray(values, np.float64)
+  error = values.std() / np.sqrt(len(values))
+  return abs(values.mean() - expected) < 4 * error + 1e-6 * abs(expected)
+
+
+# --- the generator's gradient -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("a, b", [(0.5, 0.1), (1.1, -0.4)])
+def test_the_surrogate_has_the_gradient_of_the_smoothed_kl(sigma, a, b, x64):
+  """By quadrature over ε and ε̃, which is exact for a polynomial of degree 2, against the derivative by hand."""
+  nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+  u, v = (grid.ravel() for grid in np.meshgrid(nodes, nodes))
+  w = np.outer(weights, weights).ravel() / (2 * np.pi)
+  mean, std = pupil(a, b, sigma)
+
+  def objective(theta):
+    x = theta[0] * (M + np.sqrt(S**2 + sigma**2) * u) + theta[1] + sigma * v
+    gap = best(mean, std, x, sigma) - best(M, S, x, sigma)
+    return jnp.sum(w * dpdm.surrogate(gap[:, None], x[:, None], 1 / sigma**2))
+
+  found = jax.grad(objective)(jnp.array([a, b]))
+  h = 1e-5
+  expected = [
+    (smoothed_kl(a + h, b, sigma) - smoothed_kl(a - h, b, sigma)) / (2 * h),
+    (smoothed_kl(a, b + h, sigma) - smoothed_kl(a, b - h, sigma)) / (2 * h),
+  ]
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("theta", [-1.0, 0.3])
+def test_the_two_line_example_gives_theta_squared_over_two_t(theta, x64):
+  """Appendix A.1: data (0, y), pupil (θ, y), y ~ N(0, 1), noise of variance t: the gradient of θ²/(2t) is θ/t."""
+  t, n = 0.7, 100
+  x = jax.random.normal(jax.random.key(0), (n, 2), jnp.float64)  # noise and y of x̃_t
+
+  def objective(theta):
+    moved = jnp.stack([theta + np.sqrt(t) * x[:, 0], x[:, 1]], axis=1)
+    score_q = jnp.stack([jnp.full(n, theta), moved[:, 1] / (1 + t)], axis=1)  # denoisers: the first number is known
+    score_p = jnp.stack([jnp.zeros(n), moved[:, 1] / (1 + t)], axis=1)
+    return jnp.mean(dpdm.surrogate(score_q - score_p, moved, 1 / t))
+
+  np.testing.assert_allclose(jax.grad(objective)(theta), theta / t, rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight", ["unit", "diffusion"])
+@pytest.mark.parametrize("frame", [process.EDM(), process.VP()], ids=["EDM", "VP"])
+def test_an_update_follows_the_smoothed_kl(weight, frame):
+  """The whole update, score network exact: its mean gradient is w(σ) times the derivative, per pixel, in any frame."""
+  a, b, sigma = 0.5, 0.1, 0.9
+  mean, std = pupil(a, b, sigma)
+  # The score network moves by one Adam step, at most the learning rate, before the generator's: 1e-6 keeps it exact.
+  method, made = method_of(constant(sigma), frame, dpdm__generator_weight=weight, optimizer__learning_rate=1e-6)
+  exact = {"score": {"mean": jnp.float32(mean), "std": jnp.float32(std)}}
+  found = run(method, made, 60, **exact)["generator"]
+  w = {"unit": 1.0, "diffusion": (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * sigma**4}[weight]  # λσ⁴
+  h = 1e-5
+  by_a = (smoothed_kl(a + h, b, sigma) - smoothed_kl(a - h, b, sigma)) / (2 * h)
+  by_b = (smoothed_kl(a, b + h, sigma) - smoothed_kl(a, b - h, sigma)) / (2 * h)
+  assert agrees(found["a"], 64 * w * by_a) and agrees(found["b"], 64 * w * by_b)
+  assert np.std(found["a"]) / np.sqrt(60) < 0.05 * abs(64 * w * by_a)
+
+
+def test_the_fixed_point_is_the_data_law():
+  """A pupil that moves noisy data to N(M, S²) has gradient 0 to the bit, however its pixels come about."""
+  sigma = 0.9
+  method, made = method_of(constant(sigma), optimizer__learning_rate=1e-30)
+  a = S / np.sqrt(S**2 + sigma**2)
+  at_rest = {"generator": {"a": jnp.float32(a), "b": jnp.float32((1 - a) * M)}, "score": dict(TEACHER)}
+  found = run(method, made, 3, **at_rest)["generator"]
+  np.testing.assert_array_equal(np.asarray(found["a"]), 0)
+  np.testing.assert_array_equal(np.asarray(found["b"]), 0)
+
+
+def test_alternation_reduces_the_divergence_to_nothing():
+  """From a weak denoiser, the posterior mean, to the data's law; score and generator learn together."""
+  sigma = 1.0
+  method, made = method_of(constant(sigma), optimizer__learning_rate=0.01, dpdm__score_steps=3)
+  shrink = S**2 / (S**2 + sigma**2)
+  made = made.replace(params={**made.params, "generator": {"a": jnp.float32(shrink), "b": jnp.float32((1 - shrink) * M)}})
+
+  def step(made, i):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), i), (32, 8, 8, 1))
+    made, metrics = method.update(made, {**batch_of(32), "image": M + S * noise}, jax.random.key(1))
+    return made.replace(step=made.step + 1), {**made.params["generator"], **metrics}
+
+  _, path = jax.jit(lambda: jax.lax.scan(step, made, jnp.arange(600)))()
+  divergence = smoothed_kl(np.asarray(path["a"], np.float64), np.asarray(path["b"], np.float64), sigma)
+  assert divergence[0] > 0.015 and np.mean(divergence[-100:]) < 5e-4
+  assert np.mean(path["loss"][-100:]) < 0.02 * path["loss"][0]  # the logged gap between the two denoisers
+
+
+# --- the score network ------------------------------------------------------------------------------------------------
+
+
+def test_the_score_network_learns_the_pupils_law():
+  """Its mean gradient vanishes at the best denoiser of the pupil's images, and not at that of the data."""
+  a, b, sigma = 0.5, 0.1, 0.9
+  method, made = method_of(constant(sigma))
+  mean, std = pupil(a, b, sigma)
+  exact = run(method, made, 60, score={"mean": jnp.float32(mean), "std": jnp.float32(std)})["score"]
+  assert agrees(exact["mean"], 0) and agrees(exact["std"], 0)
+  data = run(method, made, 60, score=dict(TEACHER))["score"]
+  assert not agrees(data["mean"], 0) and not agrees(data["std"], 0)
+
+
+def test_input_and_renoising_share_one_noise_level_and_every_step_draws_anew():
+  """The levels that generator, score network and teacher see in an update with two score steps."""
+  seen = []
+
+  def spy(name, function):
+    def spied(params, x, sigma, cond):
+      jax.debug.callback(lambda s, x: seen.append((name, np.array(s), np.array(x).std())), jnp.ravel(sigma), x)
+      return function(params, x, sigma, cond)
+
+    return spied
+
+  law = lambda keys: jax.vmap(lambda key: jnp.exp(jax.random.normal(key)))(keys)
+  config = config_of(dpdm__score_steps=2)
+  diffusion = gaussians(law)
+  watched = spy("diffusion", lambda p, x, s, cond: diffusion.denoise({"params": p}, x, s, cond))
+  diffusion = diffusion._replace(denoise=lambda v, x, t, cond=None: watched(v["params"], x, t, cond))
+  initial = lambda key, batch: {"a": jnp.float32(0.5), "b": jnp.float32(0.1)}
+  method = dpdm.build(config, diffusion, spy("generator", affine), initial)
+  jax.block_until_ready(method.update(method.init(jax.random.key(0), start.example_batch(config)), batch_of(8),
+                                      jax.random.key(0)))  # fmt: skip
+  jax.effects_barrier()
+  levels = {}
+  for name, sigma, _ in seen:
+    levels.setdefault(tuple(sigma), []).append(name)
+  assert len(levels) == 3  # two score steps and the generator's
+  assert sorted(map(sorted, levels.values())) == [
+    ["diffusion", "diffusion", "generator"], ["diffusion", "generator"], ["diffusion", "generator"]
+  ]  # fmt: skip
+  keys = state.example_keys(jax.random.key(0), 0, jnp.arange(8))
+  assert tuple(np.asarray(method.times(keys))) in levels  # what a report of a diverged run names
+
+
+def test_augmentation_and_dropout_reach_the_score_step_alone():
+  calls = []
+  diffusion = gaussians(constant(0.5))
+  original = diffusion.denoise
+
+  def denoise(variables, x, t, cond=None):
+    calls.append(set() if cond is None else {name for name, value in cond.items() if value is not None})
+    return original(variables, x, t, cond)
+
+  config = config_of(data__augment=0.5, dpdm__score_augment=True, data__num_classes=10)
+  method = dpdm.build(config, diffusion._replace(denoise=denoise))
+  made = method.init(jax.random.key(0), start.example_batch(config))
+  method.update(made, {**batch_of(4), "label": jnp.arange(4)}, jax.random.key(0))
+  assert {"label", "augment", "dropout"} in calls
+  others = [call for call in calls if "augment" in call or "dropout" in call]
+  assert all(call == {"label", "augment", "dropout"} for call in others) and {"label"} in calls
+
+
+# --- the update -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_network(monkeypatch):
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+
+
+def toy_config(**fields):
+  c = tiny.get_config()
+  c.method, c.init_from = "dpdm", "somewhere"
+  c.sampling.update(sampler="dpdm", grid="dpdm")
+  c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+  return c
+
+
+def labelled(n):
+  return {**batch_of(n), "label": jnp.arange(n) % 10}
+
+
+def test_the_teacher_never_changes_and_has_no_optimizer_state(toy_network):
+  config = toy_config(dpdm__score_steps=2)
+  method = methods.from_config(config)
+  made = start.create_state(method, config)
+  assert set(made.params) == {"teacher", "generator", "score"}
+  assert set(made.opt_state) == {"generator", "score"} and set(made.ema) == {"generator"}
+  update = jax.jit(method.update)
+  now = made
+  for step in range(3):
+    now, metrics = update(now.replace(step=jnp.int32(step)), labelled(8), jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, now.params["teacher"], made.params["teacher"])
+  for role, count in (("generator", 3), ("score", 6)):
+    assert not np.array_equal(now.params[role]["conv1"]["kernel"], made.params[role]["conv1"]["kernel"])
+    assert int(now.opt_state[role].count) == count
+  assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "score_loss", "score_grad_norm"}
+  assert update._cache_size() == 1  # alternation compiles once
+  text = str(jax.make_jaxpr(method.update)(made, labelled(8), jax.random.key(0)))
+  assert " cond[" not in text and " while[" not in text  # and never chooses between networks
+
+
+def test_the_training_state_is_twice_that_of_plain_training(toy_network):
+  size = lambda config: sum(
+    leaf.nbytes for leaf in jax.tree.leaves(start.create_state(methods.from_config(config), config))
+  )
+  plain = tiny.get_config()
+  assert size(toy_config()) < 2.1 * size(plain)
+
+
+@pytest.mark.parametrize("broken", ["score", "generator"])
+def test_a_network_whose_gradient_is_not_finite_is_left_as_it_was(toy_network, broken):
+  config = toy_config()
+  method = methods.from_config(config)
+  made = start.create_state(method, config)
+  spoil = lambda tree: {**tree, "conv1": {**tree["conv1"], "bias": tree["conv1"]["bias"] + jnp.nan}}
+  made = made.replace(params={**made.params, broken: spoil(made.params[broken])})
+  after, metrics = jax.jit(method.update)(made, labelled(8), jax.random.key(0))
+  assert metrics["skipped"] == 1 and int(after.skipped) == 1 and int(after.skipped_in_row) == 1
+  for role in ("teacher", "generator", "score"):
+    jax.tree.map(np.testing.assert_array_equal, after.params[role], made.params[role])
+
+
+def test_one_device_does_what_eight_do(toy_network, tmp_path):
+  """Under pmap and with the state split, through the training loop; the pupil starts from a run of EDM."""
+  teacher = tiny.get_config()
+  teacher.train.update(num_steps=4)
+  loop.train(teacher, tmp_path / "teacher")
+  _, variables = checkpoint.load_for_inference(tmp_path / "teacher")
+  logs, ends = [], []
+  for parallel in ("pmap", "fsdp"):
+    config = toy_config(init_from=str(tmp_path / "teacher"), train__parallel=parallel, train__num_steps=4)
+    now = loop.train(config, tmp_path / parallel)
+    ends.append(now)
+    logs.append((tmp_path / parallel / "metrics.jsonl").read_text().splitlines())
+    jax.tree.map(np.testing.assert_array_equal, now.params["teacher"], jax.device_get(variables["params"]))
+  config = toy_config(train__num_steps=4)
+  method, key = methods.from_config(config), start.train_key(config)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), ends[0].params, ends[1].params)
+  method, variables = checkpoint.load_for_inference(tmp_path / "pmap")
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(variables["params"]), ends[0].ema["generator"])
+  assert method.samplers[0] == "dpdm" and key is not None
+  record = (tmp_path / "pmap" / "init_from.json").read_text()
+  assert "teacher/conv0/kernel" in record and "score/conv0/kernel" in record and "generator/conv0/kernel" in record
+
+  # A run that was stopped goes on bit for bit, without its teacher's folder.
+  (tmp_path / "teacher").rename(tmp_path / "gone")
+  config = toy_config(init_from=str(tmp_path / "teacher"), train__num_steps=8)
+  longer = loop.train(config, tmp_path / "pmap")
+  assert int(longer.step) == 8
+  jax.tree.map(np.testing.assert_array_equal, longer.params["teacher"], ends[0].params["teacher"])
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields, message", [
+  (dict(init_from=""), r"config.init_from = '': dpdm needs its teacher"),
+  (dict(init_only=("teacher/*",)), r"config.init_only = .*must be \(\) for dpdm"),
+  (dict(dpdm__score_augment=True), r"config.dpdm.score_augment = True: needs data.augment"),
+  (dict(dpdm__score_steps=0), r"config.dpdm.score_steps = 0: must be positive"),
+  (dict(dpdm__generator_weight="units"), r"config.dpdm.generator_weight = 'units': expected one of .*nearest: unit"),
+  (dict(dpdm__diffusion="edn"), r"config.dpdm.diffusion = 'edn': expected one of edm.*nearest: edm"),
+])  # fmt: skip
+def test_a_wrong_config_is_named(fields, message):
+  config = toy_config()
+  config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+  with pytest.raises(ConfigError, match=message):
+    methods.from_config(config)
+
+
+def test_a_teacher_that_does_not_fit_is_named(toy_network, tmp_path):
+  def save(name, config):
+    made = start.create_state(methods.from_config(config), config)
+    checkpoint.write_config(tmp_path / name, config)
+    checkpoints = checkpoint.Checkpoints(tmp_path / name, config)
+    checkpoints.save(made, 5)
+    checkpoints.close()
+
+  def fit(config):
+    source = warm.load(config, None)
+    return warm.fit(source, methods.from_config(config), config)
+
+  save("edm", tiny.get_config())
+  save("dpdm", toy_config())
+  assert not any(fit(toy_config(init_from=str(tmp_path / "edm"))).reasons.values())
+  for fields, message in (
+    (dict(data__num_classes=0, label_dropout=0.0), r"config.data.num_classes = 0: init_from was trained with 10"),
+    (dict(data__resolution=16), r"config.data.resolution = 16: init_from was trained with 8"),
+    (dict(data__channels=3), r"config.data.channels = 3: init_from was trained with 1"),
+    (dict(edm__sigma_data=0.3), r"config.edm.preconditioner = 'edm': .*sigma_data=0.5.*sigma_data=0.3"),
+    (dict(init_from=str(tmp_path / "dpdm")), r"config.init_from = .*teacher must be a run of .*'edm', not dpdm"),
+    (dict(init_from=str(tmp_path / "nowhere")), r"config.init_from = .*nowhere.*no run here"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      fit(toy_config(**{"init_from": str(tmp_path / "edm"), **fields}))
+
+
+def test_a_pupil_can_start_another_run(toy_network, tmp_path):
+  """Its generator's averages are the one network that it gives away."""
+  made = start.create_state(methods.from_config(toy_config()), toy_config())
+  checkpoint.write_config(tmp_path, toy_config())
+  checkpoints = checkpoint.Checkpoints(tmp_path, toy_config())
+  checkpoints.save(made, 5)
+  checkpoints.close()
+  config = tiny.get_config()
+  config.init_from = str(tmp_path)
+  taken = warm.fit(warm.load(config, None), methods.from_config(config), config).taken
+  np.testing.assert_array_equal(taken["net/conv0/kernel"], made.ema["generator"]["conv0"]["kernel"])
+  config_lib.check(config)
