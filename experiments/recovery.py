@@ -18,7 +18,7 @@ from etils import epath
 from tqdm.auto import tqdm
 
 from diffusion_jax import cli
-from diffusion_jax.evaluation import bench, recovery, report, scoring
+from diffusion_jax.evaluation import bench, recovery, report
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.records import Records
 
@@ -47,12 +47,11 @@ def main():
   num_images, blocks = score_flags.protocol(scorers)
   real, subjects = recovery.real_images(scorers), {}
   for path, name in names(models).items():
-    _, method, variables, step, _ = model = models[path]
-    open_model = lambda method=method, variables=variables: (method, variables)
-    checkpoint = model_flags.provenance(step, path)
+    model = models[path]
+    open_model = lambda model=model: (model.method, model.variables)
+    checkpoint = model_flags.provenance(model.step, path)
     for sigma in levels:
-      subject = cli.checked(recovery.of_model, checkpoint, model.config, open_model, real, sigma)
-      subjects[name, sigma] = subject
+      subjects[name, sigma] = cli.checked(recovery.of_model, checkpoint, model.config, open_model, real, sigma)
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -110,9 +109,9 @@ def write(out: epath.Path, found: dict, real, num_images: int, blocks: int):
   header = ["σ", *(title(*cell) for cell in cells)]
   lines = [[f"{s:g}", *(report.cell(found[name, s][key], key[0]) for name, key in cells)] for s in levels]
   note = f"{blocks} block{'s' * (blocks > 1)} of {num_images:,} images, perturbed and denoised once"
-  odd = "" if num_images == scoring.STANDARD else f" (the standard is {scoring.STANDARD:,}; compare only like with like)"
   spread = "; mean ± standard deviation over the blocks, in brackets the best" * (blocks > 1)
-  text = "\n".join([report.markdown(header, lines), "", f"{note}{odd}{spread}. Images: {real.name} ({real.num_images:,})."])
+  images = f"Real images: {real.name} ({real.num_images:,})"
+  text = "\n".join([report.markdown(header, lines), "", f"{note}{spread}. {images}."])
   print(text)
   (out / "recovery.md").write_text(text + "\n")
   panels = {
