@@ -111,6 +111,8 @@ def write(out: epath.Path, found: dict, real, num_images: int, blocks: int):
   note = f"{blocks} block{'s' * (blocks > 1)} of {num_images:,} images, perturbed and denoised once"
   spread = "; mean ± standard deviation over the blocks, in brackets the best" * (blocks > 1)
   images = f"Real images: {real.name} ({real.num_images:,})"
+  if num_images % real.num_images:
+    images += ", of which a block has a part: clean ones are at a distance too"
   text = "\n".join([report.markdown(header, lines), "", f"{note}{spread}. {images}."])
   print(text)
   (out / "recovery.md").write_text(text + "\n")
