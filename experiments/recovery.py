@@ -21,6 +21,7 @@ from diffusion_jax import cli
 from diffusion_jax.evaluation import bench, recovery, report
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.records import Records
+from diffusion_jax.training.checkpoint import WorkdirError
 
 _SIGMAS = flags.DEFINE_list("sigmas", list(map(str, recovery.SIGMAS)), "Noise levels, EDM's σ.")
 _COMPARE = flags.DEFINE_list("compare", [], "More workdirs or published pickles (.pkl), for the same table and plot.")
@@ -38,7 +39,12 @@ def main():
   levels = sigmas(_SIGMAS.value)
   if model_flags.published:
     score_flags.check_real(None)
-  models = {None: model_flags.open()} | {path: model_flags.open(path) for path in _COMPARE.value}
+  models = {None: model_flags.open()}
+  for path in _COMPARE.value:
+    try:
+      models[path] = model_flags.open(path)
+    except (cli.UsageError, WorkdirError) as error:
+      raise cli.UsageError(f"--compare: {error}") from None
   for model in models.values():
     for sigma in levels:
       cli.checked(recovery.check, model.method, sigma)
