@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -144,15 +144,18 @@ class Model(NamedTuple):
 
 
 class ModelFlags:
-  """The flags --workdir, --step and those of config.sampling, and --checkpoint unless `published` is False."""
+  """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False.
 
-  def __init__(self, published: bool = True):
+  `open` and `provenance` take the path of another model too: a workdir (its newest checkpoint) or a published FILE.pkl.
+  """
+
+  def __init__(self, published: bool = True, sampling: bool = True):
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
     self._step = flags.DEFINE_string("step", None, "Which checkpoint of the run, or best; the newest by default.")
     self._published = None
     if published:
       self._published = flags.DEFINE_string("checkpoint", None, "A published EDM pickle (.pkl), in place of a run.")
-    self._with_sampler_flags = define_sampler()
+    self._with_sampler_flags = define_sampler() if sampling else ConfigDict.copy_and_resolve_references
 
   def folder(self) -> epath.Path:
     """Where results go by default: the run's workdir; for a published checkpoint the working directory.
@@ -173,16 +176,22 @@ class ModelFlags:
     """Whether a published checkpoint was given."""
     return bool(self._pickle())
 
-  def provenance(self, step: int | None) -> dict:
+  def provenance(self, step: int | None, path: str | None = None) -> dict:
     """The name, step and SHA-256 of the checkpoint that `open` gave with this step, for records."""
-    if self._pickle():
-      path = epath.Path(self._pickle())
-      return {"name": path.name, "step": None, "sha256": features.sha256(path)}
-    return {"name": self.folder().name, "step": step, "sha256": checkpoint.fingerprint(self.folder(), step)}
+    folder, pickle = self._places(path)
+    if pickle:
+      pickle = epath.Path(pickle)
+      return {"name": pickle.name, "step": None, "sha256": features.sha256(pickle)}
+    return {"name": folder.name, "step": step, "sha256": checkpoint.fingerprint(folder, step)}
 
-  def _chosen_step(self, folder: epath.Path) -> int:
+  def _places(self, path: str | None) -> tuple[epath.Path, str | None]:
+    """The workdir and the published pickle, one of which counts: of the flags, or of a path."""
+    if path is None:
+      return self.folder(), self._pickle()
+    return epath.Path(path), path if path.endswith(".pkl") else None
+
+  def _chosen_step(self, folder: epath.Path, text: str | None) -> int:
     """The checkpoint asked for, as the first host sees it."""
-    text = self._step.value
     if text is not None and text != "best" and not text.isdigit():
       raise UsageError(f"--step={text}: expected a number, or best")
     choose = {None: checkpoint.newest_whole, "best": checkpoint.best}.get(text, lambda _: text)
@@ -191,36 +200,41 @@ class ModelFlags:
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value
 
-  def open(self) -> Model:
-    """Loads the model; its config.sampling has the flags put in.
+  def open(self, path: str | None = None) -> Model:
+    """Loads the model, or that of another path; its config.sampling has the flags put in.
 
     Raises:
       UsageError: as `folder`, or the published checkpoint cannot be read.
       WorkdirError, ConfigError: there is no such run or checkpoint, or a flag's value is wrong.
     """
-    folder = self.folder()
-    if not self._pickle():
+    folder, pickle = self._places(path)
+    if not pickle:
       config = self._with_sampler_flags(checkpoint.read_config(folder))
-      step = self._chosen_step(folder)
+      step = self._chosen_step(folder, self._step.value if path is None else None)
       method, variables = checkpoint.load_for_inference(folder, step, config)
       return Model(config, method, variables, step, f"step {step}")
     try:
-      denoise, params = edm_checkpoint.load(self._pickle())
+      denoise, params = edm_checkpoint.load(pickle)
     except ValueError as error:
       raise UsageError(f"--checkpoint={error}") from None
     config, method = edm_checkpoint.as_run(denoise)
     config = self._with_sampler_flags(config)
     config_lib.check(config)
     config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
-    return Model(config, method, {"params": params}, None, epath.Path(self._pickle()).name)
+    return Model(config, method, {"params": params}, None, epath.Path(pickle).name)
 
 
 class ScoreFlags:
-  """The flags that say what is measured, against which real images, on how many."""
+  """The flags that say what is measured, against which real images, on how many.
 
-  def __init__(self):
-    metrics = ", ".join(scoring.METRICS)
-    self._metrics = flags.DEFINE_list("metrics", None, f"Some of {metrics}; what there is for the data by default.")
+  With `default` these metrics are measured by default, and with `images` the real images themselves must be there: a
+  file of their statistics is not enough, and they are one block by default.
+  """
+
+  def __init__(self, default: Sequence[str] | None = None, images: bool = False):
+    self._default, self._needs_images = default, images
+    metrics, what = ", ".join(scoring.METRICS), ", ".join(default or ()) or "what there is for the data"
+    self._metrics = flags.DEFINE_list("metrics", None, f"Some of {metrics}; {what} by default.")
     self._extractor = flags.DEFINE_string(
       "extractor", None, "digits, inception or pixels; that of the data, or inception where --inception is given."
     )
@@ -233,11 +247,16 @@ class ScoreFlags:
     self._data = flags.DEFINE_string("data", None, images)
     self._split = flags.DEFINE_string("split", None, "Their split; all of digits, else the run's own by default.")
     self._num_images = flags.DEFINE_integer("num_images", None, "Images a block; as many as the real ones by default.")
-    self._blocks = flags.DEFINE_integer("blocks", 3, "Blocks of seeds; papers report the best of three.")
+    best = "" if images else "; papers report the best of three"
+    self._blocks = flags.DEFINE_integer("blocks", 1 if images else 3, f"Blocks of seeds{best}.")
 
   def check_real(self, config: ConfigDict | None):
     """Raises UsageError unless there are real images: those of a run's config, or by a flag."""
-    if not (config and config.data.name != "none") and not (self._data.value or self._reference.value):
+    if (config and config.data.name != "none") or self._data.value:
+      return
+    if self._needs_images:
+      raise UsageError("the real images are missing: --data=digits or --data=zip:FILE")
+    if not self._reference.value:
       raise UsageError("the real images are missing: --data=digits, --data=zip:FILE or --reference=FILE.npz")
 
   def scorers(self, config: ConfigDict | None, image_shape: tuple[int, int, int]) -> list[scoring.Scorer]:
@@ -263,8 +282,8 @@ class ScoreFlags:
       config.data.split = self._split.value
     files = {name: flag.value for name, flag in self._files.items()}
     return checked(
-      bench.scorers_for, config, self._metrics.value, self._extractor.value, files, self._reference.value,
-      whole=not self._split.value,
+      bench.scorers_for, config, self._metrics.value or self._default, self._extractor.value, files,
+      self._reference.value, whole=not self._split.value, images=self._needs_images,
     )  # fmt: skip
 
   def protocol(self, scorers: list[scoring.Scorer], available: int | None = None) -> tuple[int, int]:
@@ -280,6 +299,8 @@ class ScoreFlags:
       blocks, count = 1, available if count is None else count
       if count > available:
         raise UsageError(f"--num_images={count}: there are {available}")
+    if count is None and self._needs_images:
+      count = scorers[0].real.num_images
     if count is None:
       count = scorers[0].reference(scorers[0].metrics[0]).num_images or scoring.STANDARD
     least = max(scoring.minimum_images(scorer.metrics) for scorer in scorers)

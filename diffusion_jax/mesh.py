@@ -1,7 +1,7 @@
 """The local devices as one axis, over which batches lie; what programs are compiled for; what hosts tell each other."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -39,6 +39,17 @@ def everywhere(tree):
 def spread(x):
   """Lays [B, ...] over the local devices; their number must divide B."""
   return jax.device_put(x, batch_sharding())
+
+
+def batches(count: int, size: int) -> Iterator[np.ndarray]:
+  """Which of `count` rows make up each batch of about `size`, [n]; n stays the same, and the local devices divide it.
+
+  The last batch is filled up with rows that were there, so that one compilation serves all.
+  """
+  devices = jax.local_device_count()
+  size = -(-min(size, count) // devices) * devices
+  for start in range(0, count, size):
+    yield np.arange(start, start + size) % count
 
 
 def check_same(value, message: str):

@@ -134,13 +134,10 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
   setting, seeds = config.sampling, np.asarray(seeds)
   labels = default_labels(config, seeds) if labels is None else np.asarray(labels)
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
-  devices = jax.local_device_count()
-  batch_size = -(-min(batch_size, len(seeds)) // devices) * devices
   variables = mesh.everywhere(variables)
   (process, grid), options = schedule_of(setting, method), options_of(setting, method)
   images = []
-  for start in range(0, len(seeds), batch_size):
-    rows = np.arange(start, start + batch_size) % len(seeds)  # the last batch is filled up: one compilation
+  for rows in mesh.batches(len(seeds), batch_size):
     images.append(
       sample(
         method,
@@ -157,7 +154,7 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
     )
     if progress:
       images[-1].block_until_ready()
-      progress(min(batch_size, len(seeds) - start))
+      progress(min(len(rows), len(seeds) - int(rows[0])))
   return np.concatenate([np.asarray(batch) for batch in images])[: len(seeds)]
 
 

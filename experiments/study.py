@@ -87,7 +87,8 @@ def write(study: Study, found: list[dict], failed: list[str], out: epath.Path, p
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={out}: {error}") from None
-  note = f"{study.blocks} block{'s' * (study.blocks > 1)} of {study.num_images:,} images a seed"
+  counts = " or ".join(f"{count:,}" for count in sorted({record["num_images"] for record in found}))
+  note = f"{study.blocks} block{'s' * (study.blocks > 1)} of {counts} images a seed"
   machine = found[0]["versions"]
   parts = [study.about.strip(), f"    python experiments/study.py {path}"]
   parts += [show.markdown(table, found) for table in study.tables]

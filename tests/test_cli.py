@@ -68,6 +68,10 @@ def evaluate(*flags):
   return ["experiments/evaluate.py", *flags]
 
 
+def recovery(*flags):
+  return ["experiments/recovery.py", *flags]
+
+
 def study(*flags):
   return ["experiments/study.py", *flags]
 
@@ -192,6 +196,13 @@ MISTAKES = {
   "images of another kind": (
     evaluate("--images={tmp}/floats.npz", "--data=digits"), ["floats.npz", "uint8", "float64"]
   ),
+  "no noise level": (recovery("--workdir={tmp}/run", "--sigmas=0.5,0"), ["--sigmas=0.5,0", "positive"]),
+  "noise level that is no number": (recovery("--workdir={tmp}/run", "--sigmas=1,x"), ["--sigmas=1,x", "0.1,0.5,2"]),
+  "no noise levels": (recovery("--workdir={tmp}/run", "--sigmas="), ["--sigmas="]),
+  "nothing to compare": (recovery("--workdir={tmp}/run", "--compare={tmp}/nothing"), ["--compare: ", "no run here"]),
+  "statistics to recover": (
+    recovery("--checkpoint=tests/golden/edm_tiny.pkl", "--reference={tmp}/published.npz"), ["--data=digits"]
+  ),
   "no study": (study(), ["expected one study"]),
   "study not there": (study("{tmp}/a.py"), ["{tmp}/a.py: no such file"]),
   "study without get_study": (study("{tmp}/empty.py"), ["empty.py has no get_study()"]),
@@ -224,6 +235,9 @@ OTHERS = {
                         "--out={tmp}/scores"),
   "evaluated again": evaluate("--workdir={tmp}/run", "--samplers=heun,euler", "--nfe=1,3", "--num_images=20",
                               "--blocks=2", "--out={tmp}/scores"),
+  "recovered": recovery("--workdir={tmp}/run", "--sigmas=0.1,2", "--num_images=20", "--out={tmp}/recovered"),
+  "recovered again": recovery("--workdir={tmp}/run", "--compare={tmp}/run", "--sigmas=2,0.1,0.1", "--num_images=20",
+                              "--out={tmp}/recovered"),
   "images": evaluate("--images={tmp}/images.npz", "--data=digits", "--metrics=frechet", "--out={tmp}/given"),
   "reference": reference("--data=digits", "--split=test", "--out={tmp}/digits.npz"),
   "against a reference": evaluate("--images={tmp}/images.npz", "--data=digits", "--reference={tmp}/digits.npz",
@@ -360,6 +374,26 @@ def test_samplers_and_evaluations_are_compared(results, folder):
   assert {tuple(r["seeds"]) for r in records} == {(0, 19), (20, 39)}
   assert (folder / "scores" / "scores.png").exists() and (folder / "scores" / "images_heun_3.png").exists()
   assert results["evaluated again"][:2] == [0, out]
+
+
+def test_recovery_from_the_command_line(results, folder):
+  """A row a noise level; what is on file is not computed again, and other models stand beside."""
+  code, out, err = results["recovered"]
+  assert code == 0, err
+  cells = lambda out: [[c.strip() for c in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+  header, _, *rows = cells(out)
+  assert header == ["σ", "Fréchet distance (digits)"] and [row[0] for row in rows] == ["0.1", "2"]
+  assert "1 block of 20 images" in out and "digits/all (1,797), of which a block has a part" in out
+  text = (folder / "recovered" / "recovery.jsonl").read_text()
+  assert [json.loads(line)["recovery"]["sigma"] for line in text.splitlines()] == [0.1, 2.0]
+  assert {path.name for path in (folder / "recovered").iterdir()} == {
+    "recovery.jsonl", "recovery.md", "recovery.png", "recovery_images.png"
+  }  # fmt: skip
+  code, again, err = results["recovered again"]
+  assert code == 0, err
+  header, _, *others = cells(again)
+  assert header[1:] == [f"{name}: Fréchet distance (digits)" for name in ("run", folder / "run")]
+  assert others == [row + row[1:] for row in rows[::-1]]
 
 
 def test_a_study_from_the_command_line(results, folder):

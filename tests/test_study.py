@@ -12,7 +12,7 @@ from data.formats import encoded, make_folder, make_zip
 from training import tiny, toy
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.evaluation import bench
+from diffusion_jax.evaluation import bench, statistics
 from diffusion_jax.methods import base
 from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table, show
 from diffusion_jax.study import run as runs
@@ -85,6 +85,37 @@ def test_a_changed_config_runs_that_one_alone(tmp_path, calls):
   more = changed.evaluations + [Evaluation({"sampler": "Heun"}, {"sampler": "heun", "num_steps": 2})]
   run(study_of(seeds=(0,), runs=changed.runs, evaluations=more), tmp_path)  # a new evaluation trains nothing
   assert calls == {"trained": [], "drawn": 2 * 16}
+
+
+def test_recovery_is_an_evaluation(tmp_path, calls):
+  """Beside sampling, of all real images, with one evaluation an image; computed once, shown like other scores."""
+  levels = [Evaluation({"sigma": f"{sigma:g}"}, recovery=sigma) for sigma in (0.1, 1)]
+  evaluations = [*levels, Evaluation({"sampler": "Euler"}, {"sampler": "euler", "num_steps": 2})]
+  study = study_of(steps=(2,), seeds=(0,), evaluations=evaluations)
+  found = run(study, tmp_path)
+  assert [r["study"] for r in found[:2]] == [{"seed": 0, "steps": "2", "sigma": s, "NFE": 1} for s in ("0.1", "1")]
+  assert [r["recovery"]["sigma"] for r in found[:2]] == [0.1, 1.0] and "recovery" not in found[2]
+  assert [r["num_images"] for r in found] == [1797, 1797, 16] and calls["drawn"] == 16
+  assert 0 < found[0]["value"] < found[1]["value"]
+  assert run(study, tmp_path, stored_only=True) == run(study, tmp_path) == found and calls["drawn"] == 16
+  assert len((tmp_path / found[0]["checkpoint"]["name"] / "evaluation/scores.jsonl").read_text().splitlines()) == 3
+  assert "0.1" in show.markdown(Table("Recovery", ("sigma", "NFE"), when={"NFE": 1}), found)
+  assert show.draw(Plot("recovery", "sigma", "steps"), found, tmp_path / "recovery.png")
+
+
+def test_a_published_network_recovers_the_images_beside_a_file_of_statistics(tmp_path):
+  rng = np.random.default_rng(0)
+  images = [encoded(image, "png") for image in rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)]
+  make_zip(tmp_path / "data.zip", images, [i % 4 for i in range(20)])
+  statistics.write(tmp_path / "stored.npz", statistics.Statistics(np.zeros(192), np.eye(192), extractor="pixels"))
+  network = Run({}, checkpoint="tests/golden/edm_tiny.pkl", reference=str(tmp_path / "stored.npz"))
+  data = dict(resolution=8, channels=3, num_classes=0)
+  found = dict(data, name="zip", path=str(tmp_path / "data.zip"))
+  study = study_of(runs=[network._replace(data=found)], evaluations=[Evaluation({}, recovery=0.5)])
+  (record,) = run(study, tmp_path)
+  assert (record["num_images"], record["reference"]["name"]) == (20, "stored.npz")
+  with pytest.raises(ValueError, match="only a file of their statistics"):
+    run(study_of(runs=[network._replace(data=data)], evaluations=study.evaluations), tmp_path)
 
 
 def test_killed_while_training_or_scoring(tmp_path, calls, monkeypatch):
@@ -173,7 +204,8 @@ def test_the_names_of_workdirs_are_fixed():
 
 def test_scorers_are_shared_by_what_has_the_same_real_images(monkeypatch):
   made = []
-  monkeypatch.setattr(bench, "scorers_for", lambda config, *args: made.append(dict(config.data)) or [len(made)])
+  make = lambda config, *args, **kwargs: made.append(dict(config.data)) or [len(made)]
+  monkeypatch.setattr(bench, "scorers_for", make)
   pool = runs.ScorerPool(study_of())
 
   def of(reference=None, **data):
@@ -318,6 +350,10 @@ def test_wrong_studies(tmp_path):
     ([Evaluation({}, {"sampler": "huen"})], "sampling.sampler = 'huen'"),
     ([Evaluation({}, {"num_steps": "x"})], "sampling.num_steps = 'x': expected int"),
     ([Evaluation({"sampler": "Heun"}, {"rho": rho}) for rho in (5.0, 7.0)], "two evaluations of .* have the labels"),
+    ([Evaluation({"s": "0"}, recovery=0)], "evaluation {'s': '0'}: recovery = 0: sigma must be a positive number"),
+    ([Evaluation({}, recovery="a")], "recovery = 'a': sigma must be a positive number"),
+    ([Evaluation({}, {"rho": 5.0}, recovery=1.0)], "recovery samples nothing"),
+    ([Evaluation({}, recovery=sigma) for sigma in (1, 2)], "two evaluations of .* have the labels"),
   ]:
     with pytest.raises((StudyError, config_lib.ConfigError), match=message):
       runs.jobs(study_of(steps=(2,), evaluations=evaluations), tmp_path)

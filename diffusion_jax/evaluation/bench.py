@@ -41,12 +41,14 @@ class Subject:
     draw: () -> (the function from seeds to images, network evaluations an image); called only where needed.
     sampling: the fields of config.sampling; None for images that are there already.
     labels: how classes were chosen, in words; None without classes.
+    recovery: {"sigma", "images": SHA-256} where real images are perturbed and denoised, see `recovery.of_model`.
   """
 
   checkpoint: dict
   draw: Callable[[], tuple[Draw, int | None]]
   sampling: dict | None = None
   labels: str | None = None
+  recovery: dict | None = None
 
 
 def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subject:
@@ -71,6 +73,7 @@ def scorers_for(
   reference: str | None = None,
   whole: bool = True,
   progress: Callable[[int], None] | None = None,
+  images: bool = False,
 ) -> list[Scorer]:
   """The scorers of a config's data.
 
@@ -86,6 +89,7 @@ def scorers_for(
     reference: file of statistics that stands for the real images.
     whole: take all digits as the real ones, whatever config.data.split.
     progress: called with numbers of real images done.
+    images: have the real images at hand (`Scorer.real`) where `reference` is enough for the metrics, too.
 
   Raises:
     ValueError: something is unknown, missing, or cannot be read.
@@ -102,7 +106,7 @@ def scorers_for(
       raise ValueError(f"metrics are {', '.join(scoring.METRICS)}, got {metric!r}")
     if scoring.METRICS[metric][1] and not data.name:
       raise ValueError(f"{metric} needs the real images themselves (--data), not only their statistics")
-  needed = not reference or any(scoring.METRICS[metric][1] for metric in metrics)
+  needed = images or not reference or any(scoring.METRICS[metric][1] for metric in metrics)
   train = sources.from_config(config) if data.name and needed else None  # data that nothing needs may be elsewhere
   real = sources.load("digits", "all") if train is not None and data.name == "digits" and whole else train
   open_extractor = lambda name: features.load(name, files.get(name), data.resolution, data.channels)
@@ -113,10 +117,10 @@ def scorers_for(
     if real is None and not reference:
       raise ValueError("the real images are missing: neither data nor a file of their statistics")
     network = open_extractor(main)
-    images = None if real is None else RealImages(network, real, progress)
+    own = None if real is None else RealImages(network, real, progress)
     if main == "pixels" and real is train and "memorised" in metrics:
       chosen = metrics  # the same features of the same images
-    out.append(Scorer(network, chosen, StoredStatistics(network, reference) if reference else images, images))
+    out.append(Scorer(network, chosen, StoredStatistics(network, reference) if reference else own, own))
   pairs = [metric for metric in metrics if metric in ("precision", "recall")]
   if pairs and "vgg" in files and main != "vgg":
     network = open_extractor("vgg")
@@ -130,6 +134,7 @@ def scorers_for(
 def wanted(subject: Subject, scorers: Sequence[Scorer], num_images: int, blocks: int, first: int = 0) -> list[dict]:
   """The records, without values, of all scores of a subject: block by block, in the order of scorers and metrics."""
   out = []
+  extra = {} if subject.recovery is None else {"recovery": subject.recovery}  # other records have no such field
   for block in range(blocks):
     start = first + block * num_images
     for scorer in scorers:
@@ -158,6 +163,7 @@ def wanted(subject: Subject, scorers: Sequence[Scorer], num_images: int, blocks:
             "labels": subject.labels,
             "checkpoint": subject.checkpoint,
             "sampling": subject.sampling,
+            **extra,
           }
         )
   return out

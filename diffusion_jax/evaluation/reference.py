@@ -38,7 +38,7 @@ class Reference(Protocol):
 
 
 class RealImages:
-  """All images of a source; their features are computed when they are first asked for."""
+  """All images of a `source`; their features are computed when they are first asked for."""
 
   def __init__(self, extractor: Extractor, source: Source, progress: Callable[[int], None] | None = None):
     """`progress` is called with the number of images of each chunk done.
@@ -48,11 +48,11 @@ class RealImages:
     """
     extractor.check(source.image_shape)
     self.name, self.num_images = f"{source.name}/{source.split}", len(source)
-    self._extractor, self._source, self._progress = extractor, source, progress or (lambda n: None)
+    self._extractor, self.source, self._progress = extractor, source, progress or (lambda n: None)
 
   @functools.cached_property
   def sha256(self) -> str:
-    return fingerprint(self._source)
+    return fingerprint(self.source)
 
   @functools.cached_property
   def statistics(self) -> Statistics:
@@ -66,7 +66,7 @@ class RealImages:
     return np.concatenate(list(self._chunks()))
 
   def _chunks(self) -> Iterator[np.ndarray]:
-    for images in chunks_of(self._source):
+    for images in chunks_of(self.source):
       yield self._extractor(in_bytes(images))[self._extractor.features]
       self._progress(len(images))
 

@@ -108,10 +108,10 @@ def plot(path, panels: Mapping[str, Lines], xlabel: str, ylabel: str = "", note:
 
 
 def _apart(values: Sequence[float]) -> list[float]:
-  """Of rising positive values those at least a fifth above the last one taken: labels that do not overlap."""
-  out = []
+  """Of rising positive values those well above the last one taken, 13 at most: labels that do not overlap."""
+  out, ratio = [], max(1.2, (values[-1] / values[0]) ** (1 / 12))
   for value in values:
-    if not out or value >= 1.2 * out[-1]:
+    if not out or value >= ratio * out[-1]:
       out.append(value)
   return out
 

@@ -17,7 +17,7 @@ from diffusion_jax import mesh
 from diffusion_jax.evaluation import frechet, kernel, memorisation, neighbours, statistics
 from diffusion_jax.evaluation.entropy import inception_score
 from diffusion_jax.evaluation.features import Extractor
-from diffusion_jax.evaluation.reference import Reference, StoredStatistics, in_bytes
+from diffusion_jax.evaluation.reference import RealImages, Reference, StoredStatistics, in_bytes
 from diffusion_jax.evaluation.streaming import Moments
 
 CHUNK = 1024  # images drawn and scored at a time
@@ -86,6 +86,11 @@ class Scorer:
   def reference(self, metric: str) -> Reference:
     """What a metric compares with."""
     return self._real if METRICS[metric][1] else self._reference
+
+  @property
+  def real(self) -> RealImages | None:
+    """The real images themselves; None where there are statistics alone."""
+    return self._real if isinstance(self._real, RealImages) else None
 
   def extract(self, images) -> dict[str, np.ndarray]:
     """What is to be kept of uint8 images [n, H, W, C]: {"features", "logits"}, each [n, d]."""

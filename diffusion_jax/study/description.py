@@ -1,4 +1,4 @@
-"""What a study is: networks, ways of sampling, and the tables and plots that show their scores."""
+"""What a study is: networks, ways of evaluating them, and the tables and plots that show their scores."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -30,17 +30,20 @@ class Run(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """A way of sampling.
+  """A way of sampling, or a noise level that real images are recovered from.
 
   Attributes:
     labels: what tables call it, {"sampler": "Heun"}.
     sampling: fields of config.sampling, {"sampler": "heun", "num_steps": 18}.
     when: labels of the runs that it is for; all by default.
+    recovery: a noise level σ at which real images are perturbed, to be denoised once in place of sampling (see
+      `evaluation.recovery`): every one of them once a block, whatever num_images; `sampling` is then empty.
   """
 
   labels: Mapping[str, str]
   sampling: Mapping[str, object] = {}
   when: Mapping[str, str] = {}
+  recovery: float | None = None
 
 
 class Table(NamedTuple):
@@ -87,12 +90,12 @@ class Study:
 
   Attributes:
     runs: networks.
-    evaluations: ways of sampling each.
+    evaluations: ways of sampling each, or of recovering real images.
     tables: shown in this order.
     plots: likewise.
     seeds: config.seed of each run; tables show mean and standard deviation over them.
     metrics: of `scoring.METRICS`; what there is for the data by default.
-    num_images: images a score.
+    num_images: images a score, but of recovery.
     blocks: blocks of seeds a score; a seed's score is their mean.
     extractor: see `bench.scorers_for`.
     about: a paragraph above the results.

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import identity
-from diffusion_jax.evaluation import bench, features, records
+from diffusion_jax.evaluation import bench, features, records, recovery
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
@@ -155,7 +155,7 @@ def _evaluations(study: Study, run: Run, config: ConfigDict) -> list[tuple[Evalu
   """The evaluations that are for a run, each with its config."""
   out = []
   for evaluation in study.evaluations:
-    if all(run.labels.get(name) == value for name, value in evaluation.when.items()):
+    if _is_for(evaluation, run):
       chosen = config.copy_and_resolve_references()
       override(chosen, {f"sampling.{name}": value for name, value in evaluation.sampling.items()})
       config_lib.check(chosen)
@@ -163,10 +163,15 @@ def _evaluations(study: Study, run: Run, config: ConfigDict) -> list[tuple[Evalu
   return out
 
 
+def _is_for(evaluation: Evaluation, run: Run) -> bool:
+  return all(run.labels.get(name) == value for name, value in evaluation.when.items())
+
+
 def _check_evaluations(study: Study, run: Run, config: ConfigDict, method: methods.Method):
   labels = []
   for evaluation, chosen in _evaluations(study, run, config):
-    labels.append({**evaluation.labels, "NFE": check_sampling(chosen, method)})
+    nfe = check_sampling(chosen, method) if evaluation.recovery is None else _check_recovery(evaluation, method)
+    labels.append({**evaluation.labels, "NFE": nfe})
   _refuse_twice(f"evaluations of {dict(run.labels)}", labels)
 
 
@@ -174,6 +179,17 @@ def check_sampling(config: ConfigDict, method: methods.Method) -> int:
   """Network evaluations an image; raises ConfigError if the method cannot be sampled as config.sampling says."""
   config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
   return sampling.evaluations(config.sampling, method)
+
+
+def _check_recovery(evaluation: Evaluation, method: methods.Method) -> int:
+  name = f"evaluation {dict(evaluation.labels)}"
+  if evaluation.sampling:
+    raise StudyError(f"{name}: recovery samples nothing, so sampling must be empty, got {dict(evaluation.sampling)}")
+  try:
+    recovery.check(method, evaluation.recovery)
+  except ValueError as error:
+    raise StudyError(f"{name}: recovery = {evaluation.recovery!r}: {error}") from None
+  return recovery.NFE
 
 
 def _refuse_twice(what: str, labels: Sequence[Mapping]):
@@ -238,10 +254,14 @@ class ScorerPool:
     if job.config is None:
       config.data.name = ""
     config.data.update(dict(job.run.data))
-    key = *((name, value) for name, value in config.data.items() if name not in _NOT_IMAGES), job.run.reference
+    recovers = any(e.recovery is not None and _is_for(e, job.run) for e in self._study.evaluations)
+    images = ((name, value) for name, value in config.data.items() if name not in _NOT_IMAGES)
+    key = *images, job.run.reference, recovers
     if key not in self._made:
       study = self._study
-      self._made[key] = bench.scorers_for(config, study.metrics, study.extractor, self._files, job.run.reference)
+      self._made[key] = bench.scorers_for(
+        config, study.metrics, study.extractor, self._files, job.run.reference, images=recovers
+      )
     return self._made[key]
 
 
@@ -274,13 +294,18 @@ def evaluate(
     _check_evaluations(study, job.run, model.config, model.take()[0])
   out = []
   for evaluation, config in _evaluations(study, job.run, model.config):
-    subject = bench.of_model(model.provenance, config, model.take)
+    if evaluation.recovery is None:
+      subject, num_images = bench.of_model(model.provenance, config, model.take), study.num_images
+    else:
+      real = recovery.real_images(scorers)
+      subject = recovery.of_model(model.provenance, config, model.take, real, evaluation.recovery)
+      num_images = real.num_images
     if stored_only:
-      found = [log.get(template) for template in bench.wanted(subject, scorers, study.num_images, study.blocks)]
+      found = [log.get(template) for template in bench.wanted(subject, scorers, num_images, study.blocks)]
       if None in found:
         continue
     else:
-      found = bench.score(subject, scorers, log, study.num_images, study.blocks, progress=progress)
+      found = bench.score(subject, scorers, log, num_images, study.blocks, progress=progress)
     labels = {"seed": job.seed, **job.run.labels, **evaluation.labels, "NFE": found[0]["nfe"]}
     out += [{**r, "study": labels, "main": main[r["metric"]] == r["extractor"]["name"]} for r in found]
   return out
