@@ -16,6 +16,7 @@ All samples of a figure have the same seeds, 0, 1, …; with classes, column i s
 root mean square a pixel over 256 training images. The teacher is trained to make it least; the pupil is not.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -95,18 +96,16 @@ def batch_of(models: Models, count: int):
   return jnp.asarray(images), jnp.asarray(batch["label"]) if config.data.num_classes else None
 
 
-def denoiser(model: cli.Model, labels):
-  """(x, σ) -> the clean images that the model sees in x = y + σ·n."""
-  cond = None if labels is None else {"label": jnp.asarray(labels)}
+def denoised(model: cli.Model, x, sigma: float, labels):
+  """The clean images that the model sees in x = y + σ·n."""
+  return _denoised(model.method.denoise, model.method.process, model.variables, x, jnp.float32(sigma), labels)
 
-  @jax.jit
-  def clean(variables, x, sigma):
-    denoise = lambda x, t: model.method.denoise(variables, x, t, cond)
-    if model.method.process != EDM:
-      denoise = process.reframe(denoise, model.method.process, EDM)
-    return denoise(x, sigma).clean
 
-  return lambda x, sigma: clean(model.variables, x, jnp.float32(sigma))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _denoised(denoise_fn, own, variables, x, sigma, labels):
+  cond = None if labels is None else {"label": labels}
+  denoise = lambda x, t: denoise_fn(variables, x, t, cond)
+  return (denoise if own == EDM else process.reframe(denoise, own, EDM))(x, sigma).clean
 
 
 def rms(x) -> float:
@@ -186,12 +185,11 @@ def figure1(models: Models):
 def figure2(models: Models):
   images, labels = batch_of(models, NUM_ERRORS)
   eps = normal(sampling.keys_of(range(len(images))), 0, images.shape[1:])
-  denoise = denoiser(models.teacher, labels)
   noisy, clean, rows = [], [], []
   for sigma in NOISE_LEVELS:
     x = images + sigma * eps
     noisy.append(one_contrast(x, sigma))
-    clean.append(denoise(x, sigma))
+    clean.append(denoised(models.teacher, x, sigma, labels))
     rows.append([sigma, len(images), rms(clean[-1] - images)])
   count = 3
   figure, axes = panels(2, 1, (count, len(NOISE_LEVELS) + 1), images.shape[1], above=0.4)
@@ -214,10 +212,10 @@ def figure3(models: Models):
   _, states = sampling.sample(
     model.method, model.variables, keys, shape, grid, "dpdm", labels=labels, trajectory=True, process=chain
   )
-  denoise, columns, names, rows = denoiser(model, labels), [], [], []
+  columns, names, rows = [], [], []
   before = 0.0
   for step, (x, sigma) in enumerate(zip(states, grid[:-1]), 1):
-    clean = denoise(x, sigma)
+    clean = denoised(model, x, sigma, labels)
     columns += [one_contrast(x, sigma), clean]
     names += [f"noisy\nσ = {sigma:.3g}", f"denoised\n{step}"]
     rows.append([step, sigma, rms(x), rms(clean - before)])
@@ -231,12 +229,11 @@ def figure3(models: Models):
 def figure4(models: Models):
   images, labels = batch_of(models, NUM_ERRORS)
   eps = normal(sampling.keys_of(range(len(images))), 0, images.shape[1:])
-  denoisers = [denoiser(model, labels) for model in models]
   count, rows = 4, []
   figure, axes = panels(1, len(RECOVERED), (4, count), images.shape[1])
   for i, (panel, sigma) in enumerate(zip(axes.flat, RECOVERED)):
     x = images + sigma * eps
-    found = [denoise(x, sigma) for denoise in denoisers]
+    found = [denoised(model, x, sigma, labels) for model in models]
     rows.append([sigma, len(images), *(rms(clean - images) for clean in found)])
     names = ["clean", "noisy", "teacher", "pupil"] if i == 0 else ()
     draw(panel, [y[:count] for y in (images, one_contrast(x, sigma), *found)], f"σ = {sigma:g}", left=names)
