@@ -241,6 +241,8 @@ def test_the_smooth_divergence_is_the_papers_and_its_scores_give_its_slope(table
   for row in rows:
     theta, t = float(row["theta"]), float(row["t"])
     np.testing.assert_allclose(float(row["value"]), theta**2 / (2 * t), rtol=1e-5, atol=1e-9)  # six digits in the CSV
+    np.testing.assert_allclose(float(row["closed_form"]), theta**2 / (2 * t), rtol=1e-5)
+    assert abs(float(row["difference"])) < 1e-9, row
     np.testing.assert_allclose(float(row["gradient_by_scores"]), theta / t, rtol=1e-5, atol=1e-9)
 
 
