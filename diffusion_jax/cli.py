@@ -213,15 +213,46 @@ class ModelFlags:
       step = self._chosen_step(folder, self._step.value if path is None else None)
       method, variables = checkpoint.load_for_inference(folder, step, config)
       return Model(config, method, variables, step, f"step {step}")
-    try:
-      denoise, params = edm_checkpoint.load(pickle)
-    except ValueError as error:
-      raise UsageError(f"--checkpoint={error}") from None
-    config, method = edm_checkpoint.as_run(denoise)
-    config = self._with_sampler_flags(config)
-    config_lib.check(config)
-    config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
-    return Model(config, method, {"params": params}, None, epath.Path(pickle).name)
+    return open_published(pickle, "--checkpoint", self._with_sampler_flags)
+
+
+def open_published(path: str, flag: str, override: Callable[[ConfigDict], ConfigDict] = lambda config: config) -> Model:
+  """Loads a published EDM pickle.
+
+  Args:
+    path: the pickle.
+    flag: that the user gave it by.
+    override: puts the user's fields into its config.
+
+  Raises:
+    UsageError: it cannot be read.
+    ConfigError: a field's value is wrong.
+  """
+  try:
+    denoise, params = edm_checkpoint.load(path)
+  except ValueError as error:
+    raise UsageError(f"{flag}={error}") from None
+  config, method = edm_checkpoint.as_run(denoise)
+  config = override(config)
+  config_lib.check(config)
+  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
+  return Model(config, method, {"params": params}, None, epath.Path(path).name)
+
+
+def open_model(path: str, flag: str) -> Model:
+  """Loads a run's newest checkpoint, or a published pickle (FILE.pkl), that the user gave by `flag`.
+
+  Raises:
+    UsageError: there is neither, or it cannot be read.
+    ConfigError: the run's config is wrong.
+  """
+  if path.endswith(".pkl"):
+    return open_published(path, flag)
+  try:
+    config, step = checkpoint.read_config(path), checkpoint.newest_whole(path)
+    return Model(config, *checkpoint.load_for_inference(path, step, config), step, f"step {step}")
+  except WorkdirError as error:
+    raise UsageError(str(error).replace("--workdir", flag)) from None
 
 
 class ScoreFlags:

@@ -20,43 +20,31 @@ from diffusion_jax.methods import base
 from diffusion_jax.training import checkpoint, start
 
 ROOT = Path(__file__).parents[1]
-# Runs each argv in a fork of one process whose network is the toy one.
+# Runs each argv in a fork of one process whose network is the toy one; prints [exit code, what it said] of each.
 FORKS = """
-import json, os, runpy, sys
+import json, os, runpy, sys, tempfile
 sys.path.insert(0, "tests")
-import diffusion_jax.cli, matplotlib.pyplot
+import diffusion_jax.cli, matplotlib.pyplot, scipy.optimize, sklearn.datasets
 from training import toy
 toy.get_config()
+done = []
 for argv in json.load(sys.stdin):
+  said = tempfile.TemporaryFile()
   child = os.fork()
   if not child:
+    os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
     sys.argv = argv
     sys.path.insert(0, os.path.dirname(argv[0]))
     runpy.run_path(argv[0], run_name="__main__")
-  assert os.waitpid(child, 0)[1] == 0, argv
+  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  said.seek(0)
+  done.append([code, said.read().decode()])
+print(json.dumps(done))
 """
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-  """{figure: rows of its CSV}."""
-  folder, config = tmp_path_factory.mktemp("figures"), tiny.get_config()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
-    state = start.create_state(methods.from_config(config), config)
-  checkpoint.write_config(folder / "run", config)
-  checkpoints = checkpoint.Checkpoints(folder / "run", config)
-  checkpoints.save(state.replace(ema=jax.tree.map(np.zeros_like, state.ema), step=np.int32(24)), 24)
-  checkpoints.close()
-  run = f"--workdir={folder}/run"
-  calls = {
-    "figure1": [],
-    "figure3": [],
-    "churn_ideal": ["--num_images=200"],
-    "figure5": [run, "--num_images=200"],
-    "truncation": [run, "--num_images=4", "--steps=6"],
-  }
-  argvs = [[f"experiments/figures/{name}.py", f"--out={folder}/{name}", *flags] for name, flags in calls.items()]
+def outcomes(argvs) -> list[tuple[int, str]]:
+  """Exit code and output of each figure's program."""
   done = subprocess.run(
     [sys.executable, "-c", FORKS],
     input=json.dumps(argvs),
@@ -67,8 +55,70 @@ def tables(tmp_path_factory):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  assert all((folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in calls)
-  return {name: list(csv.DictReader((folder / f"{name}.csv").open())) for name in calls}
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def save_run(workdir, config):
+  """A run whose network says zero."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+    state = start.create_state(methods.from_config(config), config)
+  checkpoint.write_config(workdir, config)
+  checkpoints = checkpoint.Checkpoints(workdir, config)
+  checkpoints.save(state.replace(ema=jax.tree.map(np.zeros_like, state.ema), step=np.int32(24)), 24)
+  checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Holds a run of digits, one that ignores their classes, and one without checkpoints."""
+  folder, classless = tmp_path_factory.mktemp("figures"), tiny.get_config()
+  classless.data.num_classes = 0
+  save_run(folder / "run", tiny.get_config())
+  save_run(folder / "classless", classless)
+  checkpoint.write_config(folder / "empty", classless)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def programs(folder):
+  """{name or wrong flags: (exit code, what it said)} of every program that is run here."""
+  run, pair = f"--workdir={folder}/run", f"--teacher={folder}/run --pupil={folder}/run"
+  calls = {
+    "figure1": [],
+    "figure3": [],
+    "churn_ideal": ["--num_images=200"],
+    "figure5": [run, "--num_images=200"],
+    "truncation": [run, "--num_images=4", "--steps=6"],
+    "dpdm": [*pair.split(), "--num_images=100"],
+    "divergences": [],
+  }
+  argvs = {name: [f"experiments/figures/{name}.py", f"--out={folder}/{name}", *flags] for name, flags in calls.items()}
+  for flags in WRONG:
+    words = flags.replace("FOLDER", str(folder)).split()
+    argvs[flags] = ["experiments/figures/dpdm.py", f"--out={folder}/wrong", *words]
+  return dict(zip(argvs, outcomes(list(argvs.values()))))
+
+
+# Flags of figures/dpdm.py, and what it says of them.
+WRONG = {
+  "--teacher=FOLDER/run": "--pupil is missing: the folder of a run",
+  "--teacher=FOLDER/nowhere --pupil=FOLDER/run": "nowhere: no run here, config.json is missing",
+  "--teacher=FOLDER/nothing.pkl --pupil=FOLDER/run": "nothing.pkl",
+  "--teacher=FOLDER/run --pupil=FOLDER/empty": "empty: no checkpoint here yet",
+  "--teacher=FOLDER/run --pupil=FOLDER/classless": "0 classes; the teacher of digits, 8×8×1 images, 10 classes",
+  "--teacher=FOLDER/run --pupil=FOLDER/run --figures=7": "--figures=7: expected some of 1, 2",
+}
+
+
+@pytest.fixture(scope="module")
+def tables(folder, programs):
+  """{figure: rows of its CSV}; each has a picture."""
+  for name, (code, said) in programs.items():
+    assert code == 0 or name in WRONG, (name, said)
+  paths = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.csv")}
+  assert all(path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG" for path in paths.values())
+  return {name: list(csv.DictReader(path.open())) for name, path in paths.items()}
 
 
 def test_the_ideal_denoiser_knows_the_image_at_low_noise_and_the_mean_at_high(tables):
@@ -139,3 +189,78 @@ def test_heun_errs_less_than_euler_where_steps_are_small(tables):
   image = {(r["solver"], int(r["nfe"])): float(r["rms_error"]) for r in tables["truncation"] if r["kind"] == "image"}
   assert image["heun", 69] < 0.4 * image["euler", 70]
   assert image["heun", 139] < 0.4 * image["heun", 69] and image["euler", 140] < 0.7 * image["euler", 70]
+
+
+def c_skip(sigma):
+  return 0.25 / (sigma**2 + 0.25)
+
+
+def test_dpdm_has_its_six_figures(tables, folder):
+  assert {name for name in tables if name.startswith("dpdm/")} == {f"dpdm/figure{n}" for n in range(1, 7)}
+  settings = lambda n: [(r["model"], r["sampler"], int(r["nfe"])) for r in tables[f"dpdm/figure{n}"]]
+  assert settings(1) == [("teacher", "heun", 5), ("teacher", "heun", 15), ("pupil", "dpdm", 5)]
+  assert settings(5) == [("pupil", "dpdm", nfe) for nfe in (7, 6, 5, 4)]
+  samplers = [("heun", 7), ("dpdm", 7)]
+  assert settings(6) == [(who, *by) for who in ("teacher", "pupil") for by in samplers]
+  table7 = {7: 0.015, 6: 0.1, 5: 0.2, 4: 0.3}
+  assert {int(r["nfe"]): float(r["sigma_min"]) for r in tables["dpdm/figure5"]} == table7
+
+
+def test_images_of_figure_6_depend_on_sampler_and_model_alone(tables):
+  """Teacher and pupil are one run here, so that a sampler's two panels score alike, and its twin in another figure."""
+  score = lambda n, *key: [r["frechet"] for r in tables[f"dpdm/figure{n}"] if (r["sampler"], r["nfe"]) == key]
+  assert score(6, "heun", "7")[0] == score(6, "heun", "7")[1] != score(6, "dpdm", "7")[0]
+  assert score(5, "dpdm", "7") * 2 == score(6, "dpdm", "7") and float(score(5, "dpdm", "7")[0]) > 1
+
+
+def test_dpdm_recovery_by_a_network_that_says_zero_has_its_known_error(tables):
+  """D = c_skip·x errs by √((1 − c_skip)²·E y² + c_skip²σ²)."""
+  images = sklearn.datasets.load_digits().images / 8 - 1
+  known = lambda sigma: np.sqrt((1 - c_skip(sigma)) ** 2 * np.mean(images**2) + c_skip(sigma) ** 2 * sigma**2)
+  for row in tables["dpdm/figure2"]:
+    assert abs(float(row["rms_error"]) / known(float(row["sigma"])) - 1) < 0.03, row
+  for row in tables["dpdm/figure4"]:
+    assert abs(float(row["rms_error_teacher"]) / known(float(row["sigma"])) - 1) < 0.03, row
+    assert row["rms_error_pupil"] == row["rms_error_teacher"]
+
+
+def test_states_of_figure_3_are_those_of_the_sampler(tables):
+  """D = c_skip·x: a noisy state's mean square is that of c_skip times the one before, plus σ²."""
+  before = 0.0
+  assert len(tables["dpdm/figure3"]) == 5
+  for row in tables["dpdm/figure3"]:
+    sigma, noisy = float(row["sigma"]), float(row["rms_noisy"])
+    assert abs(noisy / np.hypot(before, sigma) - 1) < 0.15, row  # 256 draws, each 1 ± √2
+    before = c_skip(sigma) * noisy
+
+
+def test_the_smooth_divergence_is_the_papers_and_its_scores_give_its_slope(tables):
+  """Appendix A.1: smooth KL θ²/(2t), whose gradient by Theorem 3.2 is θ/t."""
+  rows = [row for row in tables["divergences/table5"] if row["t"]]
+  assert {float(row["t"]) for row in rows} == {0.1, 0.25, 1.0}
+  for row in rows:
+    theta, t = float(row["theta"]), float(row["t"])
+    np.testing.assert_allclose(float(row["value"]), theta**2 / (2 * t), rtol=1e-5, atol=1e-9)  # six digits in the CSV
+    np.testing.assert_allclose(float(row["closed_form"]), theta**2 / (2 * t), rtol=1e-5)
+    assert abs(float(row["difference"])) < 1e-9, row
+    np.testing.assert_allclose(float(row["gradient_by_scores"]), theta / t, rtol=1e-5, atol=1e-9)
+
+
+def test_the_other_divergences_are_those_of_disjoint_segments(tables, folder):
+  known = {"KL": lambda d: np.inf if d else 0, "Wasserstein": abs, "Jensen-Shannon": lambda d: np.log(2) * (d != 0)}
+  for name, divergence in known.items():
+    rows = [row for row in tables["divergences/table5"] if row["divergence"] == name]
+    assert len(rows) == 41
+    for row in rows:
+      np.testing.assert_allclose(float(row["value"]), divergence(float(row["theta"])), rtol=1e-5, atol=1e-12)
+  lines = (folder / "divergences" / "table5.md").read_text().splitlines()[2:]
+  smooth = {line.split("|")[1].strip().split(",")[0]: line.split("|")[-2].strip() for line in lines}
+  assert smooth == {"smooth KL (ours)": "yes", "KL": "no", "Wasserstein": "no", "Jensen-Shannon": "no"}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_dpdm_says_in_a_line_what_is_wrong(programs, folder, flags):
+  code, said = programs[flags]
+  (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+  assert code == 2 and WRONG[flags] in error and "--workdir" not in error and "Traceback" not in said, said
+  assert not list((folder / "wrong").glob("*"))

@@ -2,9 +2,24 @@
 unnamed venue, about 2023.
 """
 
-from papers import Entry, Table
+from papers import Entry, Given, Table, command
 
 TITLE = "Data Prediction Denoising Models: The Pupil Outdoes the Master"
+
+
+def _figure(number: str):
+  """A figure of the runs RUNS/dpdm_teacher and RUNS/dpdm_digits."""
+
+  def commands(given: Given) -> list[str]:
+    runs = {"teacher": f"{given.runs}/dpdm_teacher", "pupil": f"{given.runs}/dpdm_digits"}
+    return [command("figures/dpdm.py", **runs, out=given.out, figures=number) + " --overwrite"]
+
+  return commands
+
+
+def _table5(given: Given) -> list[str]:
+  return [command("figures/divergences.py", out=given.out) + " --overwrite"]
+
 
 ENTRIES = (
   Entry(
@@ -18,7 +33,11 @@ ENTRIES = (
       ),
     ),
   ),
-  Entry("figure1", "Few-step samples of DPDM and the diffusion model, ImageNet-64 (conditional) and CIFAR-10"),
+  Entry(
+    "figure1",
+    "Few-step samples of DPDM and the diffusion model, ImageNet-64 (conditional) and CIFAR-10",
+    commands=_figure("1"),
+  ),
   Entry(
     "table2",
     "FID on unconditional CIFAR-10 of multi-step models, in more and in fewer than 10 steps",
@@ -114,10 +133,15 @@ ENTRIES = (
         ("Jensen-Shannon", "log 2", "no"),
       ),
     ),
+    _table5,
   ),
-  Entry("figure2", "An image at rising noise levels and what the diffusion model's denoiser makes of it, 64×64"),
-  Entry("figure3", "Diagram of the sampling algorithm: denoise, add noise, repeat"),
-  Entry("figure4", "Clean, noisy and recovered images of DPDM and the diffusion model"),
+  Entry(
+    "figure2",
+    "An image at rising noise levels and what the diffusion model's denoiser makes of it, 64×64",
+    commands=_figure("2"),
+  ),
+  Entry("figure3", "Diagram of the sampling algorithm: denoise, add noise, repeat", commands=_figure("3")),
+  Entry("figure4", "Clean, noisy and recovered images of DPDM and the diffusion model", commands=_figure("4")),
   Entry(
     "table6",
     "Memory and time of training on CIFAR-10: consistency distillation and DPDM",
@@ -138,8 +162,13 @@ ENTRIES = (
         ("DM 4 steps", 4, 7.12),
       ),
     ),
+    _figure("5"),
   ),
-  Entry("figure6", "CIFAR-10 samples at 7 NFE of DPDM and the diffusion model, each with either one's sampler"),
+  Entry(
+    "figure6",
+    "CIFAR-10 samples at 7 NFE of DPDM and the diffusion model, each with either one's sampler",
+    commands=_figure("6"),
+  ),
   Entry(
     "table7",
     "σ_min of the sampling algorithm by NFE",
