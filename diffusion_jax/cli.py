@@ -71,7 +71,9 @@ def _parse(argv):
     because = f" {lines[-2]}" if "Traceback" in str(error) else ""  # of a ValueError or TypeError in a config file
     _end(lines[0] + because, 2)
   except Exception as error:  # an override of a field that does not exist, or whatever a config file raises
-    file = next((arg for arg in argv[1:] if arg.lstrip("-").startswith("config=")), "--config")
+    given = {arg.lstrip("-").partition("=")[0]: arg for arg in argv[1:]}
+    unread = [given[name] for name in _CONFIGS if name in given and flags.FLAGS[name].value is None]
+    file = unread[0] if unread else given.get("config", "--config")
     message = " ".join(str(error).split())
     _end(_unknown_override(argv) or f"{file} cannot be read: {type(error).__name__}: {message}", 2)
 
@@ -80,20 +82,31 @@ def _unknown_override(argv) -> str | None:
   known = config_lib.flatten(config_lib.default())
   for arg in argv[1:]:
     name, _, value = arg.lstrip("-").partition("=")
-    if name.startswith("config.") and name.removeprefix("config.") not in known:
-      return str(config_lib.unknown_field(name.removeprefix("config."), value, known))
+    prefix, _, field = name.partition(".")
+    if prefix in _CONFIGS and field and field not in known:
+      return config_lib.of_file(prefix, config_lib.unknown_field(field, value, known)).args[0]
   return None
 
 
-def define_config():
-  """Defines --config=FILE with --config.field=value overrides; returns a function that gives the config."""
-  holder = config_flags.DEFINE_config_file("config", None, "Config file, for instance configs/edm_digits.py")
+_CONFIGS = ("config", "init_config")  # names of flags that are a config file
 
-  def get() -> ConfigDict:
+
+def define_config(name: str = "config", about: str = "Config file, for instance configs/edm_digits.py"):
+  """Defines --config=FILE with --config.field=value overrides; returns a function that gives the config.
+
+  Args:
+    name: one of _CONFIGS; all but "config" may be left out, and are then None.
+    about: what the file is.
+  """
+  holder = config_flags.DEFINE_config_file(name, None, about)
+
+  def get() -> ConfigDict | None:
     if holder.value is None:
+      if name != "config":
+        return None
       raise UsageError("--config is missing: give a file such as configs/edm_digits.py")
     if not isinstance(holder.value, ConfigDict):
-      raise UsageError(f"--config={flags.FLAGS['config'].config_filename}: no such file, or it has no get_config()")
+      raise UsageError(f"--{name}={flags.FLAGS[name].config_filename}: no such file, or it has no get_config()")
     return holder.value
 
   return get

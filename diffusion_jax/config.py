@@ -18,6 +18,11 @@ def wrong(field: str, value, expected: str) -> ConfigError:
   return ConfigError(f"config.{field} = {value!r}: {expected}")
 
 
+def of_file(name: str, error: ConfigError) -> ConfigError:
+  """The same error of another config than the run's own, such as "init_config"."""
+  return ConfigError(str(error).replace("config.", f"{name}.", 1))
+
+
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()

@@ -133,6 +133,21 @@ MISTAKES = {
     train(DEMO, NEW, "--config.train.score_every=250", "--config.train.score_inception={tmp}/empty.py"), ["empty.py"]
   ),
   "part of nothing": (train(DEMO, NEW, "--config.init_only=('net/*',)"), ["init_only", "without init_from"]),
+  "run before nothing": (train(DEMO, NEW, "--init_config=configs/edm_digits.py"), ["config.init_from = ''"]),
+  "run before a pickle": (
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from=a.pkl"), ["config.init_from = 'a.pkl'"]
+  ),
+  "another run before": (
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from={tmp}/run"), ["{tmp}/run holds a run"]
+  ),
+  "dry run of two": (
+    train(DEMO, "--dry_run", "--init_config=configs/edm_digits.py"), ["--init_config", "without --dry_run"]
+  ),
+  "field of the run before": (
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--init_config.train.num_step=3"),
+    ["init_config.train.num_step = '3'", "train.num_steps"],
+  ),
+  "config of the run before": (train(DEMO, NEW, "--init_config={tmp}/broken.py"), ["broken.py"]),
   "hosts that nothing tells": (train(DEMO, NEW, "--multihost"), ["--multihost", "coordinator_address"]),
   "steps of a trace": (train(DEMO, NEW, "--profile=7"), ["--profile=7", "10-14"]),
   "topology of a run": (train(DEMO, NEW, "--topology=v5e:2x4"), ["--topology=v5e:2x4", "--dry_run"]),
@@ -214,6 +229,8 @@ def get_study():
   )
 """
 OTHERS = {
+  "two runs": train("--config={tmp}/toy.py", "--workdir={tmp}/pupil", "--config.init_from={tmp}/teacher",
+                    "--config.train.num_steps=4", "--init_config={tmp}/toy.py", "--init_config.train.num_steps=8"),
   "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
   "sampled": sample("--workdir={tmp}/run", "--seeds=0-2,7", "--label=3", "--num_steps=2", "--out={tmp}/out/a.b"),
   "published": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--seeds=0-4", "--num_steps=2", "--out={tmp}/out/tiny"),
@@ -318,6 +335,14 @@ def test_a_run_that_diverges_ends_with_code_1(results, folder):
     assert part in last, last
   lines = [json.loads(line) for line in (folder / "poisoned" / "metrics.jsonl").read_text().splitlines()]
   assert [(m["step"], m["loss"], m["skipped"]) for m in lines] == [(3, None, 3)]
+
+
+def test_a_run_trains_its_predecessor(results, folder):
+  code, out, err = results["two runs"]
+  assert code == 0, err
+  assert f"{folder}/teacher is trained first, to step 8" in err
+  assert (checkpoint.newest(folder / "teacher"), checkpoint.newest(folder / "pupil")) == (8, 4)
+  assert json.loads((folder / "pupil" / "init_from.json").read_text())["init_from"] == f"{folder}/teacher"
 
 
 def test_samples_are_written_and_not_written_over(results, folder):

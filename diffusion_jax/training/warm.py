@@ -71,6 +71,12 @@ def load(config, workdir) -> Source | None:
   return Source(jax.device_get(averages), source.network.freqs, methods.from_config(source).preconditioner)
 
 
+def to_come(config) -> Source:
+  """The weights that a run of a config will have: shapes in place of arrays, for `fit`."""
+  method = methods.from_config(config)
+  return Source(dict(start.shapes(method, config).ema), config.network.freqs, method.preconditioner)
+
+
 def resolve(config, source: Source | None, workdir):
   """The config with the Fourier frequencies of the weights that the run starts, or once started, from."""
   if not config.init_from or config.network.arch != "ncsnpp":
