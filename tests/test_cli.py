@@ -228,7 +228,20 @@ def get_study():
     plots=[Plot("nfe", "NFE", "steps"), Plot("nothing", "NFE", "steps", when={"sampler": "Heun"})],
   )
 """
+PUPILS = """
+from diffusion_jax.study import Evaluation, Run, Study
+
+def get_study():
+  fields = {"train.num_steps": 4}
+  return Study(
+    runs=[Run({"of": "teacher"}, "tests/training/toy.py", fields),
+          Run({"of": "pupil"}, "tests/training/toy.py", fields, init={"of": "teacher"})],
+    evaluations=[Evaluation({}, {"sampler": "euler", "num_steps": 1})], seeds=(0,), metrics=("frechet",), num_images=16,
+  )
+"""
 OTHERS = {
+  "pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=1/2"),
+  "pupils listed": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--list"),
   "two runs": train("--config={tmp}/toy.py", "--workdir={tmp}/pupil", "--config.init_from={tmp}/teacher",
                     "--config.train.num_steps=4", "--init_config={tmp}/toy.py", "--init_config.train.num_steps=8"),
   "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
@@ -281,6 +294,7 @@ def folder(tmp_path_factory):
   (folder / "typo.py").write_text(head + body + "c.sampels = 3\n  return c\n")
   (folder / "raises.py").write_text(head + body + 'raise ValueError("nothing works")\n')
   (folder / "study.py").write_text(STUDY)
+  (folder / "pupils.py").write_text(PUPILS)
   poison = 'toy.base.network_from_config = lambda config, heads: toy.Toy(poison=float("nan"))\n'
   fields = "c.train.max_skipped = 5\n  c.train.log_every = 3\n  c.seed = 17\n  return c\n"
   (folder / "poisoned.py").write_text(head + poison + body + fields)
@@ -404,6 +418,16 @@ def test_a_study_from_the_command_line(results, folder):
   assert sorted(path.name for path in (folder / "results").iterdir()) == ["README.md", "nfe.png", "scores.jsonl"]
   code, out, err = results["study in part"]
   assert code == 0 and "2 scores are on file" in out, err
+
+
+def test_a_part_passes_over_a_run_whose_predecessor_is_missing(results, folder):
+  """One line says which; the exit code asks to start it again."""
+  code, out, err = results["pupils"]
+  assert code == 1 and out.splitlines()[0] == f"[1/1] {out.splitlines()[1].split()[0]}", err
+  assert out.splitlines()[1].startswith(f"{folder}/pupils/pupil_0_") and "which is not trained" in out
+  assert err.splitlines()[-1].startswith("error: not all is done: ") and "Traceback" not in err
+  code, out, err = results["pupils listed"]
+  assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["missing", "missing"], err
 
 
 def test_images_that_are_there_are_scored(results, folder):
