@@ -11,9 +11,9 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import files, mesh, methods
+from diffusion_jax import files, mesh, methods, sampling
 from diffusion_jax.data.sources import DataError
-from diffusion_jax.evaluation import bench, features, scoring
+from diffusion_jax.evaluation import bench, features, scoring, sigma_min
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study import StudyError
 from diffusion_jax.training import checkpoint
@@ -204,8 +204,11 @@ class ModelFlags:
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value
 
-  def open(self) -> Model:
+  def open(self, search: bool = True) -> Model:
     """Loads the model; its config.sampling has the flags put in.
+
+    Args:
+      search: put in the σ_min of DPDM's grid too, searched where config.sampling leaves that to a search.
 
     Raises:
       UsageError: as `folder`, or the published checkpoint cannot be read.
@@ -216,6 +219,8 @@ class ModelFlags:
       config = self._with_sampler_flags(checkpoint.read_config(folder))
       step = self._chosen_step(folder)
       method, variables = checkpoint.load_for_inference(folder, step, config)
+      if search:
+        config = checked(sigma_min.resolve, config, folder, step, lambda: (method, variables))
       return Model(config, method, variables, step, f"step {step}")
     try:
       denoise, params = edm_checkpoint.load(self._pickle())
@@ -225,6 +230,8 @@ class ModelFlags:
     config = self._with_sampler_flags(config)
     config_lib.check(config)
     config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
+    if search:
+      config = checked(sigma_min.resolve, config, None, None, lambda: (method, {"params": params}))
     return Model(config, method, {"params": params}, None, epath.Path(self._pickle()).name)
 
 
@@ -303,6 +310,26 @@ class ScoreFlags:
     return count, blocks
 
 
+def nfe_steps(nfe: str, config: ConfigDict, method: methods.Method) -> int:
+  """The steps with which config.sampling's sampler spends `nfe` evaluations; else a UsageError names the nearest."""
+  if not nfe.isdigit() or not int(nfe):
+    raise UsageError(f"--nfe={nfe}: expected positive whole numbers such as 9,17,35")
+  config, nearest = config.copy_and_resolve_references(), None
+  for steps in range(1, int(nfe) + 1):
+    config.sampling.num_steps = steps
+    try:
+      spent = sampling.evaluations(config.sampling, method)
+    except config_lib.ConfigError:  # a grid that has no so few steps
+      continue
+    if spent == int(nfe):
+      return steps
+    if nearest is None or abs(spent - int(nfe)) < abs(nearest - int(nfe)):
+      nearest = spent
+    if spent > int(nfe):
+      break
+  raise UsageError(f"--nfe={nfe}: {config.sampling.sampler} cannot spend that; nearest: {nearest}")
+
+
 def checked(function: Callable, *args, **kwargs):
   """function(…), its ValueError as a UsageError: for arguments that a user has given."""
   try:
@@ -335,7 +362,7 @@ def seeds(text: str) -> list[int]:
 def define_sampler():
   """Defines a flag for every field of config.sampling; returns (config) -> the config with those given put in."""
   default = config_lib.default().sampling
-  kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  kinds = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
   holders = {
     name: kinds[type(value)](name, None, f"config.sampling.{name}; the run's own by default.")
     for name, value in default.items()

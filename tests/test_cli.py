@@ -72,6 +72,10 @@ def study(*flags):
   return ["experiments/study.py", *flags]
 
 
+def sigma_min(*flags):
+  return ["experiments/sigma_min.py", *flags]
+
+
 def reference(*flags):
   return ["experiments/reference.py", *flags]
 
@@ -214,6 +218,8 @@ MISTAKES = {
   "nothing to collect": (study("experiments/studies/edm_table2_digits.py", "--collect", "--runs={tmp}/new"),
                          ["no score on file"]),
   "published pickles": (study("experiments/studies/edm_published.py:table2,{tmp},{tmp}"), ["none of the published"]),
+  "one step has no σ_min": (sigma_min("--workdir={tmp}/run", "--sampler=dpdm", "--nfe=1"), ["--nfe=1", "σ_max"]),
+  "search by one image": (sigma_min("--workdir={tmp}/run", "--num_images=1"), ["num_images"]),
   "no such paper": (paper("emd", "table2"), ["emd", "edm", "dpdm"]),
 }  # fmt: skip
 STUDY = """
@@ -239,7 +245,14 @@ def get_study():
     evaluations=[Evaluation({}, {"sampler": "euler", "num_steps": 1})], seeds=(0,), metrics=("frechet",), num_images=16,
   )
 """
+DPDM = ("--sampler=dpdm", "--grid=dpdm")
 OTHERS = {
+  "searched": sigma_min("--workdir={tmp}/run", "--sampler=dpdm", "--nfe=2", "--num_images=8"),
+  "sampled as found": sample("--workdir={tmp}/run", *DPDM, "--num_steps=2", "--seeds=0", "--out={tmp}/out/found"),
+  "evaluated as found": evaluate("--workdir={tmp}/run", *DPDM, "--nfe=4", "--num_images=16", "--metrics=frechet",
+                                 "--blocks=1", "--sigma_min=0.25", "--sigma_min_search", "--out={tmp}/dpdm"),
+  "search without images": sample("--checkpoint=tests/golden/edm_tiny.pkl", *DPDM, "--sigma_min_search",
+                                  "--out={tmp}/out/search"),
   "pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=1/2"),
   "pupils listed": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--list"),
   "two runs": train("--config={tmp}/toy.py", "--workdir={tmp}/pupil", "--config.init_from={tmp}/teacher",
@@ -385,6 +398,24 @@ def test_a_published_checkpoint_and_another_process_are_sampled_from(results, fo
   code, out, err = results["another process"]
   assert code == 0, err
   assert "1 images of step 24 by euler, NFE 3" in out
+
+
+def test_sigma_min_is_searched_and_used(results, folder):
+  """The command prints all scores and keeps the best, which sampling takes; one that is given counts first."""
+  code, out, err = results["searched"]
+  assert code == 0, err
+  rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in out.splitlines() if line.startswith("|")]
+  assert rows[0] == ["σ_min", "NFE 2"] and len(rows) == 2 + 12 + 2 and rows[-1] == ["published", ""]
+  (entry,) = json.loads((folder / "run" / "sigma_min.json").read_text())
+  assert rows[-2] == ["best", f"{entry['sigma_min']:g}"] and len(entry["scores"]) == 12 and entry["step"] == 24
+  code, out, err = results["sampled as found"]
+  assert code == 0 and out.startswith(f"σ_min for 2 steps: {entry['sigma_min']:g} (found before; "), err
+  code, out, err = results["evaluated as found"]
+  assert code == 0 and "σ_min for" not in out, err
+  (record,) = [json.loads(line) for line in (folder / "dpdm" / "scores.jsonl").read_text().splitlines()]
+  assert (record["sampling"]["sigma_min"], record["nfe"]) == (0.25, 4)
+  code, _, err = results["search without images"]
+  assert code == 2 and "config.sampling.sigma_min_search = True: needs the real images" in err
 
 
 def test_samplers_and_evaluations_are_compared(results, folder):

@@ -13,7 +13,7 @@ from data.formats import encoded, make_folder, make_zip
 from training import tiny, toy
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.evaluation import bench
+from diffusion_jax.evaluation import bench, sigma_min
 from diffusion_jax.methods import base
 from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table, show
 from diffusion_jax.study import run as runs
@@ -324,6 +324,24 @@ def test_a_run_starts_from_a_published_network(tmp_path, monkeypatch):
 def test_what_a_run_cannot_start_from(change, message, tmp_path):
   with pytest.raises((StudyError, config_lib.ConfigError), match=message):
     runs.jobs(pair(runs=change(*pair().runs)), tmp_path)
+
+
+def test_a_study_searches_sigma_min_where_it_is_asked_to(tmp_path, calls, monkeypatch):
+  """Once; the records hold it, and what is on file is found without a search."""
+  searched = []
+  found = lambda config, *args, **kwargs: searched.append(1) or sigma_min.Found(0.7, {0.7: 1.0})
+  monkeypatch.setattr(sigma_min, "search", found)
+  sampling = {"sampler": "dpdm", "grid": "dpdm"}
+  dpdm = [Evaluation({"n": str(n)}, {**sampling, "num_steps": n}) for n in (2, 5)]
+  study = study_of(steps=(2,), seeds=(0,), evaluations=dpdm)
+  (job,) = runs.jobs(study, tmp_path)
+  runs.train(job)
+  scorers = runs.ScorerPool(study).of(job)
+  assert runs.evaluate(study, job, scorers, stored_only=True) == [] and not searched
+  done = runs.evaluate(study, job, scorers)
+  assert [record["sampling"]["sigma_min"] for record in done] == [0.7, 0.0] and len(searched) == 1
+  assert runs.evaluate(study, job, scorers, stored_only=True) == done == runs.evaluate(study, job, scorers)
+  assert len(searched) == 1 and (job.workdir / "sigma_min.json").exists()
 
 
 def test_a_damaged_checkpoint_is_not_scored_as_another(tmp_path):

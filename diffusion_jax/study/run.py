@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import identity
-from diffusion_jax.evaluation import bench, features, records
+from diffusion_jax.evaluation import bench, features, records, sigma_min
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
@@ -318,6 +318,10 @@ def evaluate(
     _check_evaluations(study, job.run, model.config, model.take()[0])
   out = []
   for evaluation, config in _evaluations(study, job.run, model.config):
+    which = model.provenance["step"] or model.provenance["sha256"]
+    config = sigma_min.resolve(config, job.workdir, which, model.take, scorers, stored_only=stored_only)
+    if config is None:
+      continue
     subject = bench.of_model(model.provenance, config, model.take)
     if stored_only:
       found = [log.get(template) for template in bench.wanted(subject, scorers, study.num_images, study.blocks)]
