@@ -11,9 +11,9 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import files, mesh, methods
+from diffusion_jax import files, mesh, methods, sampling
 from diffusion_jax.data.sources import DataError
-from diffusion_jax.evaluation import bench, features, scoring
+from diffusion_jax.evaluation import bench, features, scoring, sigma_min
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study import StudyError
 from diffusion_jax.training import checkpoint
@@ -71,7 +71,9 @@ def _parse(argv):
     because = f" {lines[-2]}" if "Traceback" in str(error) else ""  # of a ValueError or TypeError in a config file
     _end(lines[0] + because, 2)
   except Exception as error:  # an override of a field that does not exist, or whatever a config file raises
-    file = next((arg for arg in argv[1:] if arg.lstrip("-").startswith("config=")), "--config")
+    given = {arg.lstrip("-").partition("=")[0]: arg for arg in argv[1:]}
+    unread = [given[name] for name in _CONFIGS if name in given and flags.FLAGS[name].value is None]
+    file = unread[0] if unread else given.get("config", "--config")
     message = " ".join(str(error).split())
     _end(_unknown_override(argv) or f"{file} cannot be read: {type(error).__name__}: {message}", 2)
 
@@ -80,20 +82,31 @@ def _unknown_override(argv) -> str | None:
   known = config_lib.flatten(config_lib.default())
   for arg in argv[1:]:
     name, _, value = arg.lstrip("-").partition("=")
-    if name.startswith("config.") and name.removeprefix("config.") not in known:
-      return str(config_lib.unknown_field(name.removeprefix("config."), value, known))
+    prefix, _, field = name.partition(".")
+    if prefix in _CONFIGS and field and field not in known:
+      return config_lib.of_file(prefix, config_lib.unknown_field(field, value, known)).args[0]
   return None
 
 
-def define_config():
-  """Defines --config=FILE with --config.field=value overrides; returns a function that gives the config."""
-  holder = config_flags.DEFINE_config_file("config", None, "Config file, for instance configs/edm_digits.py")
+_CONFIGS = ("config", "init_config")  # names of flags that are a config file
 
-  def get() -> ConfigDict:
+
+def define_config(name: str = "config", about: str = "Config file, for instance configs/edm_digits.py"):
+  """Defines --config=FILE with --config.field=value overrides; returns a function that gives the config.
+
+  Args:
+    name: one of _CONFIGS; all but "config" may be left out, and are then None.
+    about: what the file is.
+  """
+  holder = config_flags.DEFINE_config_file(name, None, about)
+
+  def get() -> ConfigDict | None:
     if holder.value is None:
+      if name != "config":
+        return None
       raise UsageError("--config is missing: give a file such as configs/edm_digits.py")
     if not isinstance(holder.value, ConfigDict):
-      raise UsageError(f"--config={flags.FLAGS['config'].config_filename}: no such file, or it has no get_config()")
+      raise UsageError(f"--{name}={flags.FLAGS[name].config_filename}: no such file, or it has no get_config()")
     return holder.value
 
   return get
@@ -200,8 +213,12 @@ class ModelFlags:
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value
 
-  def open(self, path: str | None = None) -> Model:
+  def open(self, path: str | None = None, search: bool = True) -> Model:
     """Loads the model, or that of another path; its config.sampling has the flags put in.
+
+    Args:
+      path: a workdir or a published pickle in place of that of the flags.
+      search: put in the σ_min of DPDM's grid too, searched where config.sampling leaves that to a search.
 
     Raises:
       UsageError: as `folder`, or the published checkpoint cannot be read.
@@ -212,8 +229,14 @@ class ModelFlags:
       config = self._with_sampler_flags(checkpoint.read_config(folder))
       step = self._chosen_step(folder, self._step.value if path is None else None)
       method, variables = checkpoint.load_for_inference(folder, step, config)
+      if search:
+        config = checked(sigma_min.resolve, config, folder, step, lambda: (method, variables))
       return Model(config, method, variables, step, f"step {step}")
-    return open_published(pickle, "--checkpoint", self._with_sampler_flags)
+    model = open_published(pickle, "--checkpoint", self._with_sampler_flags)
+    if search:
+      take = lambda: (model.method, model.variables)
+      model = model._replace(config=checked(sigma_min.resolve, model.config, None, None, take))
+    return model
 
 
 def open_published(path: str, flag: str, override: Callable[[ConfigDict], ConfigDict] = lambda config: config) -> Model:
@@ -342,6 +365,26 @@ class ScoreFlags:
     return count, blocks
 
 
+def nfe_steps(nfe: str, config: ConfigDict, method: methods.Method) -> int:
+  """The steps with which config.sampling's sampler spends `nfe` evaluations; else a UsageError names the nearest."""
+  if not nfe.isdigit() or not int(nfe):
+    raise UsageError(f"--nfe={nfe}: expected positive whole numbers such as 9,17,35")
+  config, nearest = config.copy_and_resolve_references(), None
+  for steps in range(1, int(nfe) + 1):
+    config.sampling.num_steps = steps
+    try:
+      spent = sampling.evaluations(config.sampling, method)
+    except config_lib.ConfigError:  # a grid that has no so few steps
+      continue
+    if spent == int(nfe):
+      return steps
+    if nearest is None or abs(spent - int(nfe)) < abs(nearest - int(nfe)):
+      nearest = spent
+    if spent > int(nfe):
+      break
+  raise UsageError(f"--nfe={nfe}: {config.sampling.sampler} cannot spend that; nearest: {nearest}")
+
+
 def checked(function: Callable, *args, **kwargs):
   """function(…), its ValueError as a UsageError: for arguments that a user has given."""
   try:
@@ -374,7 +417,7 @@ def seeds(text: str) -> list[int]:
 def define_sampler():
   """Defines a flag for every field of config.sampling; returns (config) -> the config with those given put in."""
   default = config_lib.default().sampling
-  kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  kinds = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
   holders = {
     name: kinds[type(value)](name, None, f"config.sampling.{name}; the run's own by default.")
     for name, value in default.items()

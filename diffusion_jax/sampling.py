@@ -75,7 +75,7 @@ def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, fl
   """[σ_min, σ_max] of the grid: what was asked for, clamped with a warning, or else the grid's own."""
   own = _RANGES[config.grid]
   if config.grid == "dpdm":
-    own = float(times.dpdm_grid(config.num_steps)[-2]), own[1]
+    own = times.dpdm_sigma_min(config.num_steps) if config.num_steps > 1 else own[1], own[1]
   asked = {0: config.sigma_min, 1: config.sigma_max}
   ends = []
   for i, name in enumerate(("sigma_min", "sigma_max")):
@@ -132,6 +132,8 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
     [N, H, W, C] float32, not clipped.
   """
   setting, seeds = config.sampling, np.asarray(seeds)
+  if setting.grid == "dpdm" and not setting.sigma_min:
+    times.dpdm_grid(setting.num_steps)  # warns where the paper has no σ_min
   labels = default_labels(config, seeds) if labels is None else np.asarray(labels)
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
   variables = mesh.everywhere(variables)

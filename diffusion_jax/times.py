@@ -12,6 +12,7 @@ Laws are functions (key, batch) -> [batch] that can be traced. Source: Karras et
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -23,6 +24,7 @@ from diffusion_jax.types import Array, Key
 Law = Callable[[Key, int], Array]
 
 # Smallest noise level of DPDM's sampler by number of evaluations (its Section 5.1); 10 and more: 1e-4.
+DPDM_LEAST = 4  # the fewest that it lists
 _DPDM_SIGMA_MIN = {4: 0.3, 5: 0.2, 6: 0.1, 7: 0.015, 8: 0.0035, 9: 0.00055}
 
 
@@ -101,12 +103,23 @@ def iddpm_grid(
 def dpdm_grid(nfe: int, sigma_min: float | None = None, sigma_max: float = 80.0, rho: float = 40.0) -> np.ndarray:
   """Noise levels at which DPDM re-noises, [nfe+1]: equation (1) with ρ = 40 and a σ_min that falls with the NFE.
 
-  Without `sigma_min`, the paper's table for 4 to 9 evaluations, 1e-4 from 10 on; below 4, which it does not list, the
-  value for 4.
+  Without `sigma_min`, that of `dpdm_sigma_min`, with a warning for 2 and 3 evaluations, which the paper does not list.
   """
   if sigma_min is None:
-    sigma_min = _DPDM_SIGMA_MIN.get(max(nfe, 4), 1e-4)
+    sigma_min = dpdm_sigma_min(nfe)
+    if 1 < nfe < DPDM_LEAST:
+      warnings.warn(f"DPDM lists no σ_min for {nfe} evaluations: that of {DPDM_LEAST}, {sigma_min}", stacklevel=2)
   return edm_grid(nfe, sigma_min, sigma_max, rho)
+
+
+def dpdm_sigma_min(nfe: int) -> float:
+  """The smallest level of the paper's table, found for CIFAR-10: 1e-4 from 10 on; below 4 the value for 4."""
+  return _DPDM_SIGMA_MIN.get(max(nfe, DPDM_LEAST), 1e-4)
+
+
+def dpdm_lists(nfe: int) -> bool:
+  """Whether the paper's table has this number of evaluations."""
+  return nfe >= DPDM_LEAST
 
 
 def respaced(num_steps: int, n: int) -> np.ndarray:

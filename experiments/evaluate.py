@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, statistics
+from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, sigma_min, statistics
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.records import Records
 
@@ -47,11 +47,9 @@ def main():
     out = epath.Path(_OUT.value or model_flags.folder() / "evaluation")
     if model_flags.published:
       score_flags.check_real(None)
-    config, method, variables, step, name = model_flags.open()
+    config, method, variables, step, name = model_flags.open(search=False)
     checkpoint = model_flags.provenance(step)
-    subjects = {}
-    for label, chosen in settings(config, method).items():
-      subjects[label] = bench.of_model(checkpoint, chosen, lambda: (method, variables))
+    chosen = settings(config, method)
     scorers = score_flags.scorers(config, (config.data.resolution, config.data.resolution, config.data.channels))
     available = None
   num_images, blocks = score_flags.protocol(scorers, available)
@@ -59,6 +57,12 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={out}: {error}") from None
+  if not _IMAGES.value:
+    take, folder = lambda: (method, variables), None if model_flags.published else model_flags.folder()
+    subjects = {}
+    for label, each in chosen.items():
+      each = cli.checked(sigma_min.resolve, each, folder, step, take, scorers)
+      subjects[label] = bench.of_model(checkpoint, each, take)
 
   records, rows = Records(out / "scores.jsonl"), []
   first = jax.process_index() == 0
@@ -81,30 +85,10 @@ def settings(config: ConfigDict, method) -> dict[tuple[str, int], ConfigDict]:
       chosen = config.copy_and_resolve_references()
       chosen.sampling.sampler = config_lib.choose("sampling.sampler", sampler, method.samplers)
       if nfe is not None:
-        chosen.sampling.num_steps = steps_for(nfe, chosen, method)
+        chosen.sampling.num_steps = cli.nfe_steps(nfe, chosen, method)
       config_lib.check(chosen)
       out[sampler, sampling.evaluations(chosen.sampling, method)] = chosen
   return out
-
-
-def steps_for(nfe: str, config: ConfigDict, method) -> int:
-  """The steps with which the sampler spends `nfe` evaluations; else a UsageError that names the nearest number."""
-  if not nfe.isdigit() or not int(nfe):
-    raise cli.UsageError(f"--nfe={nfe}: expected positive whole numbers such as 9,17,35")
-  nearest = None
-  for steps in range(1, int(nfe) + 1):
-    config.sampling.num_steps = steps
-    try:
-      spent = sampling.evaluations(config.sampling, method)
-    except config_lib.ConfigError:  # a grid that has no so few steps
-      continue
-    if spent == int(nfe):
-      return steps
-    if nearest is None or abs(spent - int(nfe)) < abs(nearest - int(nfe)):
-      nearest = spent
-    if spent > int(nfe):
-      break
-  raise cli.UsageError(f"--nfe={nfe}: {config.sampling.sampler} cannot spend that; nearest: {nearest}")
 
 
 def image_subject(path: str) -> tuple[sources.Source, dict]:

@@ -39,10 +39,10 @@ def main():
   levels = sigmas(_SIGMAS.value)
   if model_flags.published:
     score_flags.check_real(None)
-  models = {None: model_flags.open()}
+  models = {None: model_flags.open(search=False)}
   for path in _COMPARE.value:
     try:
-      models[path] = model_flags.open(path)
+      models[path] = model_flags.open(path, search=False)
     except (cli.UsageError, WorkdirError) as error:
       raise cli.UsageError(f"--compare: {error}") from None
   for model in models.values():

@@ -7,9 +7,13 @@
 Runs and their scores are kept under --runs, in workdirs named after a hash of their config; started again, a study does
 only what is missing. Writes OUT/README.md (tables), OUT/scores.jsonl (every score with its provenance) and the plots. A
 part leaves these to --collect, which makes them of all that is on file and computes nothing.
+
+A run that starts from another's network (Run.init) needs that one trained. Where that one is of another part and still
+missing, the run is passed over with a line that says so, and the exit code in the end is 1: start the part again later.
 """
 
 import json
+import sys
 
 from absl import flags
 from etils import epath
@@ -45,7 +49,7 @@ def main():
       print(f"{'trained' if runs.trained(job) else 'missing':8} {done:4} scores  {job.workdir}")
     return
   out = epath.Path(_OUT.value or f"results/{epath.Path(path.partition(':')[0]).stem}")
-  found, failed = [], []
+  found, failed, waiting, diverged = [], [], [], set()
   for i, job in enumerate(jobs):
     if not runs.trained(job):
       if _COLLECT.value:
@@ -53,19 +57,31 @@ def main():
       print(f"[{i + 1}/{len(jobs)}] {job.workdir}", flush=True)
       try:
         runs.train(job)
+      except runs.Waiting as error:
+        if job.init.workdir in diverged:
+          diverged.add(job.workdir)
+          failed.append(f"{job.workdir.name}: not trained, as it starts from {job.init.workdir.name}")
+        else:
+          waiting.append(str(error))
+          print(error, flush=True)
+        continue
       except runs.Stopped as stopped:
         print(f"stopped: {stopped}")
         return
       except Diverged as error:
+        diverged.add(job.workdir)
         failed.append(f"{job.workdir.name}: {error}")
         continue
     found += cli.checked(scores, study, pool, job, _COLLECT.value)
-  if not found:
+  if not found and not waiting:
     raise cli.UsageError("there is no score on file yet" if not failed else "; ".join(failed))
   if _PART.value and not _OUT.value:
     print(f"{len(found)} scores are on file; --collect makes the tables of all parts")
-    return
-  cli.checked(write, study, found, failed, out, path)
+  elif found:
+    cli.checked(write, study, found, failed, out, path)
+  if waiting:
+    print(f"error: not all is done: {'; '.join(waiting)}", file=sys.stderr)
+    sys.exit(1)
 
 
 def scores(study: Study, pool: runs.ScorerPool, job: runs.Job, stored_only: bool) -> list[dict]:

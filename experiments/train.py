@@ -4,15 +4,19 @@
 
   python experiments/train.py --config=... --dry_run     # devices, batch, parameters, memory; trains nothing
 
+  python experiments/train.py --config=configs/pupil.py --config.init_from=runs/teacher --workdir=runs/pupil \\
+    --init_config=configs/edm_digits.py                # trains runs/teacher first, where that is not done
+
 On several hosts (a TPU pod, GPU machines under Slurm), the same command on each.
 """
 
 from absl import flags
 
 from diffusion_jax import cli
-from diffusion_jax.training import loop, plan
+from diffusion_jax.training import loop, plan, predecessor
 
 get_config = cli.define_config()
+get_init_config = cli.define_config("init_config", "Config of the run of config.init_from, which is trained first.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, shared by all hosts; resumed if it exists.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the update and print what it needs; train and write nothing.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For --dry_run: TPU chips that are not here, such as v5e:2x4.")
@@ -23,10 +27,14 @@ start_hosts = cli.define_hosts()
 def main():
   if not _WORKDIR.value and not _DRY_RUN.value:
     raise cli.UsageError("--workdir is missing: the folder of the run")
-  config, steps = get_config(), profiled(_PROFILE.value)
+  config, init_config, steps = get_config(), get_init_config(), profiled(_PROFILE.value)
   if _TOPOLOGY.value and not _DRY_RUN.value:
     raise cli.UsageError(f"--topology={_TOPOLOGY.value}: goes with --dry_run alone")
+  if init_config is not None and _DRY_RUN.value:
+    raise cli.UsageError("--init_config: goes without --dry_run, which trains nothing; pass it as --config")
   start_hosts()
+  if init_config is not None and not predecessor.train(config, init_config, _WORKDIR.value):
+    return
   if _DRY_RUN.value:
     plan.show(config, _WORKDIR.value, _TOPOLOGY.value)
   else:

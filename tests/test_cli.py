@@ -76,6 +76,10 @@ def study(*flags):
   return ["experiments/study.py", *flags]
 
 
+def sigma_min(*flags):
+  return ["experiments/sigma_min.py", *flags]
+
+
 def reference(*flags):
   return ["experiments/reference.py", *flags]
 
@@ -137,6 +141,21 @@ MISTAKES = {
     train(DEMO, NEW, "--config.train.score_every=250", "--config.train.score_inception={tmp}/empty.py"), ["empty.py"]
   ),
   "part of nothing": (train(DEMO, NEW, "--config.init_only=('net/*',)"), ["init_only", "without init_from"]),
+  "run before nothing": (train(DEMO, NEW, "--init_config=configs/edm_digits.py"), ["config.init_from = ''"]),
+  "run before a pickle": (
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from=a.pkl"), ["config.init_from = 'a.pkl'"]
+  ),
+  "another run before": (
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from={tmp}/run"), ["{tmp}/run holds a run"]
+  ),
+  "dry run of two": (
+    train(DEMO, "--dry_run", "--init_config=configs/edm_digits.py"), ["--init_config", "without --dry_run"]
+  ),
+  "field of the run before": (
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--init_config.train.num_step=3"),
+    ["init_config.train.num_step = '3'", "train.num_steps"],
+  ),
+  "config of the run before": (train(DEMO, NEW, "--init_config={tmp}/broken.py"), ["broken.py"]),
   "hosts that nothing tells": (train(DEMO, NEW, "--multihost"), ["--multihost", "coordinator_address"]),
   "steps of a trace": (train(DEMO, NEW, "--profile=7"), ["--profile=7", "10-14"]),
   "topology of a run": (train(DEMO, NEW, "--topology=v5e:2x4"), ["--topology=v5e:2x4", "--dry_run"]),
@@ -210,6 +229,8 @@ MISTAKES = {
   "nothing to collect": (study("experiments/studies/edm_table2_digits.py", "--collect", "--runs={tmp}/new"),
                          ["no score on file"]),
   "published pickles": (study("experiments/studies/edm_published.py:table2,{tmp},{tmp}"), ["none of the published"]),
+  "one step has no σ_min": (sigma_min("--workdir={tmp}/run", "--sampler=dpdm", "--nfe=1"), ["--nfe=1", "σ_max"]),
+  "search by one image": (sigma_min("--workdir={tmp}/run", "--num_images=1"), ["num_images"]),
   "no such paper": (paper("emd", "table2"), ["emd", "edm", "dpdm"]),
 }  # fmt: skip
 STUDY = """
@@ -224,7 +245,30 @@ def get_study():
     plots=[Plot("nfe", "NFE", "steps"), Plot("nothing", "NFE", "steps", when={"sampler": "Heun"})],
   )
 """
+PUPILS = """
+from diffusion_jax.study import Evaluation, Run, Study
+
+def get_study():
+  fields = {"train.num_steps": 4}
+  return Study(
+    runs=[Run({"of": "teacher"}, "tests/training/toy.py", fields),
+          Run({"of": "pupil"}, "tests/training/toy.py", fields, init={"of": "teacher"})],
+    evaluations=[Evaluation({}, {"sampler": "euler", "num_steps": 1})], seeds=(0,), metrics=("frechet",), num_images=16,
+  )
+"""
+DPDM = ("--sampler=dpdm", "--grid=dpdm")
 OTHERS = {
+  "searched": sigma_min("--workdir={tmp}/run", "--sampler=dpdm", "--nfe=2", "--num_images=8"),
+  "sampled as found": sample("--workdir={tmp}/run", *DPDM, "--num_steps=2", "--seeds=0", "--out={tmp}/out/found"),
+  "evaluated as found": evaluate("--workdir={tmp}/run", *DPDM, "--nfe=4", "--num_images=16", "--metrics=frechet",
+                                 "--blocks=1", "--sigma_min=0.25", "--sigma_min_search", "--out={tmp}/dpdm"),
+  "search without images": sample("--checkpoint=tests/golden/edm_tiny.pkl", *DPDM, "--sigma_min_search",
+                                  "--out={tmp}/out/search"),
+  "pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=1/2"),
+  "pupils listed": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--list"),
+  "two runs": train("--config=tests/training/toy.py", "--workdir={tmp}/pupil", "--config.init_from={tmp}/teacher",
+                    "--config.train.num_steps=4", "--init_config=tests/training/toy.py",
+                    "--init_config.train.num_steps=8"),
   "diverged": train("--config={tmp}/poisoned.py", "--workdir={tmp}/poisoned"),
   "sampled": sample("--workdir={tmp}/run", "--seeds=0-2,7", "--label=3", "--num_steps=2", "--out={tmp}/out/a.b"),
   "published": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--seeds=0-4", "--num_steps=2", "--out={tmp}/out/tiny"),
@@ -278,6 +322,7 @@ def folder(tmp_path_factory):
   (folder / "typo.py").write_text(head + body + "c.sampels = 3\n  return c\n")
   (folder / "raises.py").write_text(head + body + 'raise ValueError("nothing works")\n')
   (folder / "study.py").write_text(STUDY)
+  (folder / "pupils.py").write_text(PUPILS)
   poison = 'toy.base.network_from_config = lambda config, heads: toy.Toy(poison=float("nan"))\n'
   fields = "c.train.max_skipped = 5\n  c.train.log_every = 3\n  c.seed = 17\n  return c\n"
   (folder / "poisoned.py").write_text(head + poison + body + fields)
@@ -334,6 +379,14 @@ def test_a_run_that_diverges_ends_with_code_1(results, folder):
   assert [(m["step"], m["loss"], m["skipped"]) for m in lines] == [(3, None, 3)]
 
 
+def test_a_run_trains_its_predecessor(results, folder):
+  code, out, err = results["two runs"]
+  assert code == 0, err
+  assert f"{folder}/teacher is trained first, to step 8" in err
+  assert (checkpoint.newest(folder / "teacher"), checkpoint.newest(folder / "pupil")) == (8, 4)
+  assert json.loads((folder / "pupil" / "init_from.json").read_text())["init_from"] == f"{folder}/teacher"
+
+
 def test_samples_are_written_and_not_written_over(results, folder):
   """OUT.png and OUT.npz with images, seeds and labels; a second call without --overwrite is refused."""
   code, out, err = results["sampled"]
@@ -360,6 +413,24 @@ def test_a_published_checkpoint_and_another_process_are_sampled_from(results, fo
   code, out, err = results["another process"]
   assert code == 0, err
   assert "1 images of step 24 by euler, NFE 3" in out
+
+
+def test_sigma_min_is_searched_and_used(results, folder):
+  """The command prints all scores and keeps the best, which sampling takes; one that is given counts first."""
+  code, out, err = results["searched"]
+  assert code == 0, err
+  rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in out.splitlines() if line.startswith("|")]
+  assert rows[0] == ["σ_min", "NFE 2"] and len(rows) == 2 + 12 + 2 and rows[-1] == ["published", ""]
+  (entry,) = json.loads((folder / "run" / "sigma_min.json").read_text())
+  assert rows[-2] == ["best", f"{entry['sigma_min']:g}"] and len(entry["scores"]) == 12 and entry["step"] == 24
+  code, out, err = results["sampled as found"]
+  assert code == 0 and out.startswith(f"σ_min for 2 steps: {entry['sigma_min']:g} (found before; "), err
+  code, out, err = results["evaluated as found"]
+  assert code == 0 and "σ_min for" not in out, err
+  (record,) = [json.loads(line) for line in (folder / "dpdm" / "scores.jsonl").read_text().splitlines()]
+  assert (record["sampling"]["sigma_min"], record["nfe"]) == (0.25, 4)
+  code, _, err = results["search without images"]
+  assert code == 2 and "config.sampling.sigma_min_search = True: needs the real images" in err
 
 
 def test_samplers_and_evaluations_are_compared(results, folder):
@@ -413,6 +484,16 @@ def test_a_study_from_the_command_line(results, folder):
   assert sorted(path.name for path in (folder / "results").iterdir()) == ["README.md", "nfe.png", "scores.jsonl"]
   code, out, err = results["study in part"]
   assert code == 0 and "2 scores are on file" in out, err
+
+
+def test_a_part_passes_over_a_run_whose_predecessor_is_missing(results, folder):
+  """One line says which; the exit code asks to start it again."""
+  code, out, err = results["pupils"]
+  assert code == 1 and out.splitlines()[0] == f"[1/1] {out.splitlines()[1].split()[0]}", err
+  assert out.splitlines()[1].startswith(f"{folder}/pupils/pupil_0_") and "which is not trained" in out
+  assert err.splitlines()[-1].startswith("error: not all is done: ") and "Traceback" not in err
+  code, out, err = results["pupils listed"]
+  assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["missing", "missing"], err
 
 
 def test_images_that_are_there_are_scored(results, folder):

@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import types
 import zipfile
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -12,11 +14,12 @@ from data.formats import encoded, make_folder, make_zip
 from training import tiny, toy
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.evaluation import bench, statistics
+from diffusion_jax import methods
+from diffusion_jax.evaluation import bench, sigma_min, statistics
 from diffusion_jax.methods import base
 from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table, show
 from diffusion_jax.study import run as runs
-from diffusion_jax.training import checkpoint, loop
+from diffusion_jax.training import checkpoint, loop, start
 
 CONFIG = "tests/training/tiny.py"
 
@@ -278,6 +281,105 @@ def test_the_main_extractor_is_shown_whatever_the_data_of_a_run():
   assert [value for _, value in show.rows(found, "frechet")] == [2.0, 5.0]
   text = show.markdown(Table("T", ("network",)), found)
   assert "Fréchet distance (digits) / Fréchet distance (pixels)" in text
+
+
+def pair(**fields):
+  """A pupil that starts from a teacher."""
+  runs = [
+    Run({"network": "teacher", "kind": "x"}, CONFIG, {"train.num_steps": 2, "train.checkpoint_every": 2}),
+    Run({"network": "pupil"}, CONFIG, {"train.num_steps": 4, "train.checkpoint_every": 2}, init={"network": "teacher"}),
+  ]
+  return study_of(**{"runs": runs, "seeds": (0, 1), **fields})
+
+
+@pytest.fixture
+def folders(monkeypatch):
+  """`loop.train` makes folders alone."""
+
+  def train(config, workdir):
+    checkpoint.write_config(workdir, config)
+    (checkpoint.folder_of(workdir) / str(config.train.num_steps)).mkdir(parents=True)
+    return types.SimpleNamespace(step=config.train.num_steps)
+
+  monkeypatch.setattr(loop, "train", train)
+
+
+def test_a_run_starts_from_another_of_its_seed(tmp_path, folders):
+  jobs = runs.jobs(pair(), tmp_path)
+  assert [job.config.init_from for job in jobs] == ["", str(jobs[0].workdir), "", str(jobs[2].workdir)]
+  with pytest.raises(runs.Waiting, match=f"{jobs[1].workdir} waits for {jobs[0].workdir}, which is not trained"):
+    runs.train(jobs[1])
+  assert not runs.trained(jobs[1]) and list(tmp_path.iterdir()) == []
+  for job in jobs[:2]:
+    runs.train(job)
+    assert runs.trained(job)
+  shutil.rmtree(jobs[0].workdir)  # it is not needed any more
+  shutil.move(tmp_path / jobs[1].workdir.name, tmp_path / "moved" / jobs[1].workdir.name)
+  moved = runs.jobs(pair(), tmp_path / "moved")
+  assert [runs.trained(job) for job in moved] == [False, True, False, False]
+
+
+def test_the_name_of_a_run_holds_what_it_starts_from(tmp_path):
+  """Not where that lies; a change of the teacher is another pupil, and of that one's pupil."""
+  names = lambda study, root=tmp_path: [job.workdir.name for job in runs.jobs(study, root)]
+  plain = pair()
+  third = Run({"network": "grandpupil"}, CONFIG, init={"network": "pupil"})
+  base = names(pair(runs=[*plain.runs, third], seeds=(0,)))
+  assert names(plain, "elsewhere") == names(plain) and names(plain)[:2] == base[:2]
+  teacher = plain.runs[0]._replace(fields={**plain.runs[0].fields, "edm.p_mean": -1.0})
+  other = names(pair(runs=[teacher, plain.runs[1], third], seeds=(0,)))
+  assert all(a != b for a, b in zip(base, other))
+  alone = names(pair(runs=[plain.runs[0], plain.runs[1]._replace(init={})], seeds=(0,)))
+  assert alone[0] == base[0] and alone[1] != base[1]
+
+
+def test_a_run_starts_from_a_published_network(tmp_path, monkeypatch):
+  teacher = Run({"network": "teacher"}, checkpoint="tests/golden/edm_tiny.pkl")
+  study = pair(runs=[teacher, pair().runs[1]])
+  first, pupil, other = runs.jobs(study, tmp_path)
+  assert first.config is None and pupil.config.init_from == other.config.init_from == "tests/golden/edm_tiny.pkl"
+  shutil.copy("tests/golden/edm_tiny.pkl", tmp_path / "b.pkl")
+  moved = pair(runs=[teacher._replace(checkpoint=str(tmp_path / "b.pkl")), study.runs[1]])
+  assert runs.jobs(moved, tmp_path)[1].workdir == pupil.workdir
+  lost = pair(runs=[teacher._replace(checkpoint="no.pkl"), study.runs[1]])
+  with pytest.raises(StudyError, match="no.pkl cannot be read"):
+    runs.jobs(lost, tmp_path)
+
+
+@pytest.mark.parametrize("change, message", [
+  (lambda a, b: [a, b._replace(init={"network": "techer"})], "init={'network': 'techer'} .*, got none"),
+  (lambda a, b: [a, a._replace(labels={"network": "teacher"}), b], "expected one run, got .*'x'} and {'network'"),
+  (lambda a, b: [b, a], "must stand before it in the list of runs"),
+  (lambda a, b: [a, b._replace(init={"network": "pupil"})], "must stand before it"),
+  (lambda a, b: [a, b._replace(fields={"init_from": "x"})], r"has both init and fields\['init_from'\]"),
+  (lambda a, b: [a, b._replace(checkpoint="a.pkl")], "has both init and checkpoint"),
+  (lambda a, b: [a._replace(fields={"edm.preconditioner": "vp"}), b], "init_from was trained with VP"),
+])  # fmt: skip
+def test_what_a_run_cannot_start_from(change, message, tmp_path):
+  with pytest.raises((StudyError, config_lib.ConfigError), match=message):
+    runs.jobs(pair(runs=change(*pair().runs)), tmp_path)
+
+
+def test_a_study_searches_sigma_min_where_the_table_has_none(tmp_path, monkeypatch):
+  """Once; the records hold it, and what is on file is found without a search."""
+  searched = []
+  found = lambda config, *args, **kwargs: searched.append(1) or sigma_min.Found(0.7, {0.7: 1.0})
+  monkeypatch.setattr(sigma_min, "search", found)
+  sampling = {"sampler": "dpdm", "grid": "dpdm"}
+  dpdm = [Evaluation({"n": str(n)}, {**sampling, "num_steps": n}) for n in (2, 5)]
+  study = study_of(steps=(2,), seeds=(0,), evaluations=dpdm)
+  (job,) = runs.jobs(study, tmp_path)
+  shapes = start.shapes(methods.from_config(job.config), job.config)
+  checkpoint.write_config(job.workdir, job.config)
+  checkpoints = checkpoint.Checkpoints(job.workdir, job.config)
+  checkpoints.save(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), 2)
+  checkpoints.close()
+  scorers = runs.ScorerPool(study).of(job)
+  assert runs.evaluate(study, job, scorers, stored_only=True) == [] and not searched
+  done = runs.evaluate(study, job, scorers)
+  assert [record["sampling"]["sigma_min"] for record in done] == [0.7, 0.0] and len(searched) == 1
+  assert runs.evaluate(study, job, scorers, stored_only=True) == done == runs.evaluate(study, job, scorers)
+  assert len(searched) == 1 and (job.workdir / "sigma_min.json").exists()
 
 
 def test_a_damaged_checkpoint_is_not_scored_as_another(tmp_path):

@@ -19,6 +19,8 @@ class Run(NamedTuple):
     checkpoint: a published EDM pickle, which is not trained and has one seed; then `config` is "".
     reference: file of statistics of the real images; by default they are the config's data.
     data: fields of config.data that say what the real images are, where `config` does not.
+    init: labels of a run before this one, {"network": "teacher"}, from whose network of the same seed this one starts:
+      it is put into config.init_from. They need not be all of its labels, but must be those of no other.
   """
 
   labels: Mapping[str, str]
@@ -27,6 +29,7 @@ class Run(NamedTuple):
   checkpoint: str = ""
   reference: str | None = None
   data: Mapping[str, object] = {}
+  init: Mapping[str, str] = {}
 
 
 class Evaluation(NamedTuple):

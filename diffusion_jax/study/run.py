@@ -18,17 +18,21 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import identity
-from diffusion_jax.evaluation import bench, features, records, recovery
+from diffusion_jax.evaluation import bench, features, records, recovery, sigma_min
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
-from diffusion_jax.training import checkpoint, loop, run_config
+from diffusion_jax.training import checkpoint, loop, predecessor, run_config, warm
 
 _NOT_IMAGES = ("cache", "num_classes", "flip", "augment")  # fields of config.data that real images do not depend on
 
 
 class Stopped(Exception):
   """SIGTERM arrived while a run was training; what was done is saved."""
+
+
+class Waiting(Exception):
+  """A run cannot be trained before another one."""
 
 
 class Job(NamedTuple):
@@ -38,6 +42,7 @@ class Job(NamedTuple):
   seed: int
   config: ConfigDict | None  # None for a published network
   workdir: epath.Path
+  init: "Job | None" = None  # whose network this one starts from
 
 
 def load(path: str) -> Study:
@@ -132,23 +137,57 @@ def jobs(study: Study, root) -> list[Job]:
   All configs and evaluations are checked first, so that a study does not end in an error after hours.
 
   Raises:
-    StudyError, ConfigError: a config or an evaluation is missing or wrong, or two runs or two evaluations of a run have
-      the same labels.
+    StudyError, ConfigError: a config or an evaluation is missing or wrong, two runs or two evaluations of a run have
+      the same labels, or a run's `init` is not one run before it with a network that it can start from.
   """
   _refuse_twice("runs", [run.labels for run in study.runs])
+  before = [_predecessor(study, i) for i in range(len(study.runs))]
   out = []
   for seed in study.seeds:
-    for run in study.runs:
+    jobs, hashes = [], []  # of this seed, in the order of study.runs
+    for run, index in zip(study.runs, before):
+      name, init = _slug(run.labels), None if index is None else jobs[index]
       if run.checkpoint:
-        if seed == study.seeds[0]:
-          out.append(Job(run, seed, None, epath.Path(root) / f"{epath.Path(run.checkpoint).stem}"))
+        jobs.append(Job(run, study.seeds[0], None, epath.Path(root) / f"{epath.Path(run.checkpoint).stem}"))
+        hashes.append("")
         continue
       config = load_config(run.config, {**run.fields, "seed": seed})
+      if init is not None:
+        config.init_from = str(init.workdir if init.config is not None else init.run.checkpoint)
       config_lib.check(config)
       if seed == study.seeds[0]:
+        if init is not None and init.config is not None:
+          predecessor.fit(config, init.config)
         _check_evaluations(study, run, config, methods.from_config(config))
-      out.append(Job(run, seed, config, epath.Path(root) / f"{_slug(run.labels)}_{seed}_{config_hash(config)}"))
+      own = config_hash(config, None if init is None else hashes[index] or _published_hash(init.run.checkpoint))
+      jobs.append(Job(run, seed, config, epath.Path(root) / f"{name}_{seed}_{own}", init))
+      hashes.append(own)
+    out += [job for job in jobs if job.config is not None or seed == study.seeds[0]]
   return out
+
+
+def _predecessor(study: Study, i: int) -> int | None:
+  """The number of the run whose network run i starts from; None where it names none."""
+  run = study.runs[i]
+  if not run.init:
+    return None
+  if run.checkpoint or "init_from" in run.fields:
+    other = "checkpoint" if run.checkpoint else "fields['init_from']"
+    raise StudyError(f"the run {dict(run.labels)} has both init and {other}")
+  found = [k for k, each in enumerate(study.runs) if run.init.items() <= each.labels.items()]
+  if len(found) != 1:
+    many = " and ".join(str(dict(study.runs[k].labels)) for k in found)
+    raise StudyError(f"init={dict(run.init)} of the run {dict(run.labels)}: expected one run, got {many or 'none'}")
+  if found[0] >= i:
+    raise StudyError(f"init={dict(run.init)} of the run {dict(run.labels)}: must stand before it in the list of runs")
+  return found[0]
+
+
+def _published_hash(path: str) -> str:
+  try:
+    return features.sha256(path)[:8]
+  except OSError as error:
+    raise StudyError(f"{path} cannot be read: {error}") from None
 
 
 def _evaluations(study: Study, run: Run, config: ConfigDict) -> list[tuple[Evaluation, ConfigDict]]:
@@ -200,17 +239,19 @@ def _refuse_twice(what: str, labels: Sequence[Mapping]):
     seen.append(each)
 
 
-def config_hash(config: ConfigDict) -> str:
+def config_hash(config: ConfigDict, init: str | None = None) -> str:
   """8 hexadecimal digits of what determines a run's updates: its fields that are not at their defaults, and its data.
 
   Fields that may differ when a run goes on do not count, but train.num_steps does. Data count as `identity.of_path` has
-  it, so that they may be moved.
+  it, so that they may be moved; `init`, the hash of the run that it starts from, stands for the place of that one.
   """
   default, given = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
   counts = lambda name: name == "train.num_steps" or not run_config.is_free(name)
   kept = {name: value for name, value in given.items() if default[name] != value and counts(name)}
   if config.data.path:
     kept["data.path"] = identity.of_path(config.data.name, config.data.path)
+  if init is not None:
+    kept["init_from"] = init
   return records.digest(kept)[:8]
 
 
@@ -222,20 +263,23 @@ def trained(job: Job) -> bool:
   """
   if job.config is None:
     return True
-  checkpoint.check_workdir(job.workdir, job.config)
-  try:
-    return checkpoint.newest(job.workdir) >= job.config.train.num_steps
-  except checkpoint.WorkdirError:
-    return False
+  begun = (job.workdir / "config.json").exists()
+  config = warm.resolve(job.config, None, job.workdir) if begun else job.config
+  # The folder's name says from which network it started, wherever that was.
+  checkpoint.check_workdir(job.workdir, config, started=job.init is not None)
+  return predecessor.finished(job.workdir, job.config)
 
 
 def train(job: Job):
   """Trains a job's network, or goes on with it.
 
   Raises:
+    Waiting: the network that it starts from is not trained.
     Stopped: SIGTERM arrived.
     Diverged, WorkdirError, ConfigError: as `training.loop.train`.
   """
+  if job.init is not None and not checkpoint.has_checkpoint(job.workdir) and not trained(job.init):
+    raise Waiting(f"{job.workdir} waits for {job.init.workdir}, which is not trained")
   state = loop.train(job.config, job.workdir)
   if int(state.step) < job.config.train.num_steps:
     raise Stopped(f"{job.workdir} at step {int(state.step)}")
@@ -295,6 +339,10 @@ def evaluate(
   out = []
   for evaluation, config in _evaluations(study, job.run, model.config):
     if evaluation.recovery is None:
+      which = model.provenance["step"] or model.provenance["sha256"]
+      config = sigma_min.resolve(config, job.workdir, which, model.take, scorers, stored_only=stored_only)
+      if config is None:
+        continue
       subject, num_images = bench.of_model(model.provenance, config, model.take), study.num_images
     else:
       real = recovery.real_images(scorers)

@@ -69,21 +69,34 @@ def preemption() -> Iterator[Callable[[int], bool]]:
   """Gives stop(call): whether to save and stop after this call, the same on all hosts.
 
   SIGTERM is the notice. On one host it counts at once; of several, JAX's preemption service agrees on a call that all
-  have still to come to, so they must ask after every call, with numbers that rise by one.
+  have still to come to, so they must ask after every call, with numbers that rise by one. Inside another `preemption`
+  the notice counts for both.
   """
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return
-  stop = []
+  notice = _Notice(signal.getsignal(signal.SIGTERM))
   try:
-    old = signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    old = signal.signal(signal.SIGTERM, notice)
   except ValueError:  # not in the main thread: the caller's business
     yield lambda call: False
     return
   try:
-    yield lambda call: bool(stop)
+    yield lambda call: notice.given
   finally:
     signal.signal(signal.SIGTERM, old)
+
+
+class _Notice:
+  """A handler of SIGTERM that remembers it, and tells the one that it stands in for if that is of its kind."""
+
+  def __init__(self, outer):
+    self.given, self._outer = False, outer
+
+  def __call__(self, *args):
+    self.given = True
+    if isinstance(self._outer, _Notice):
+      self._outer(*args)
 
 
 def diverged(

@@ -83,6 +83,12 @@ def _data(config) -> dict[str, int]:
   return {name: config.data[name] for name in ("resolution", "channels", "num_classes")}
 
 
+def to_come(config) -> Source:
+  """The weights that a run of a config will have: shapes in place of arrays, for `fit`."""
+  method = methods.from_config(config)
+  return Source(dict(start.shapes(method, config).ema), config.network.freqs, method.preconditioner)
+
+
 def resolve(config, source: Source | None, workdir):
   """The config with the Fourier frequencies of the weights that the run starts, or once started, from."""
   if not config.init_from or config.network.arch != "ncsnpp":

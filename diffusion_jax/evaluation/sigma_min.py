@@ -1,0 +1,233 @@
+"""The smallest level of DPDM's grid, found by score.
+
+The grid `times.dpdm_grid` ends at a σ_min that depends on the number of steps. The paper has a table of it for four
+steps and more, found for CIFAR-10. Here it is found for a network: candidates are scored by the Fréchet distance, all
+with the same seeds, so that their differences are less noisy than they are. What was found is kept in a run's
+sigma_min.json, a list of {"step", "sampling", "num_steps", "by", "sigma_min", "scores"}.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import mesh, sampling, times
+from diffusion_jax.data.sources import DataError
+from diffusion_jax.evaluation import bench, scoring
+from diffusion_jax.evaluation.scoring import Scorer
+from diffusion_jax.methods import Method
+
+FIRST_SEED = 1_000_000_000  # far from the seeds 0, 1, … that evaluations use
+NUM_IMAGES = 500
+FILE = "sigma_min.json"
+_CANDIDATES = np.geomspace(1e-4, 3.0, 12)
+_DECIDED = ("num_steps", "sigma_min", "sigma_min_search", "grid", "rho")  # fields that a search is for, or not of
+
+
+class Found(NamedTuple):
+  """What a search found: the best σ_min, and {σ_min: Fréchet distance} of all candidates."""
+
+  sigma_min: float
+  scores: dict[float, float]
+
+
+def wanted(setting: ConfigDict) -> bool:
+  """Whether a config.sampling leaves σ_min to a search: it asks for one, or the paper's table has no such entry."""
+  open_end = setting.grid == "dpdm" and not setting.sigma_min and setting.num_steps > 1
+  return open_end and (setting.sigma_min_search or not times.dpdm_lists(setting.num_steps))
+
+
+def candidates(config: ConfigDict, method: Method) -> list[float]:
+  """Twelve levels from 1e-4 to 3 and the published one, as far as the network and config.sampling.sigma_max allow."""
+  setting = config.sampling
+  levels = [float(f"{level:.2g}") for level in _CANDIDATES]
+  if times.dpdm_lists(setting.num_steps):
+    levels.append(times.dpdm_sigma_min(setting.num_steps))
+  known = method.preconditioner
+  lo, hi = (0.0, np.inf) if known is None else (float(known.sigma_min), float(known.sigma_max))
+  hi = min(hi, setting.sigma_max or 80.0)
+  return sorted({max(level, lo) for level in levels if level < hi}) or [hi]
+
+
+def search(
+  config: ConfigDict,
+  method: Method,
+  variables,
+  scorer: Scorer,
+  num_images: int = NUM_IMAGES,
+  first: int = FIRST_SEED,
+  levels: Sequence[float] | None = None,
+  progress: Callable[[int], None] | None = None,
+) -> Found:
+  """Scores every candidate for the number of steps of config.sampling; all hosts must call it.
+
+  Args:
+    config: a run's config; its grid is taken to be "dpdm".
+    method: its method.
+    variables: its parameters.
+    scorer: of the Fréchet distance; it is left as it is.
+    num_images: of each candidate, at least 2.
+    first: their first seed.
+    levels: the candidates, each positive; `candidates` by default.
+    progress: called with numbers of images done.
+
+  Raises:
+    ValueError: of `scoring.score_block`, or a score is not finite.
+    ConfigError: a candidate makes no grid.
+  """
+  variables, scorer = mesh.everywhere(variables), scorer.fresh(["frechet"])
+  batch, seeds, scores = 256 * jax.local_device_count(), np.arange(first, first + num_images), {}
+  for level in map(float, candidates(config, method) if levels is None else levels):
+    draw = functools.partial(sampling.generate, _with(config, level), method, variables, batch_size=batch)
+    (found,) = scoring.score_block(draw, seeds, [scorer], progress=progress)
+    scores[level] = float(found["frechet"])
+    if not np.isfinite(scores[level]):
+      raise ValueError(f"the Fréchet distance at sigma_min = {level:g} is {scores[level]}")
+  return Found(min(scores, key=scores.get), scores)
+
+
+def resolve(
+  config: ConfigDict,
+  folder,
+  step: int | str | None,
+  take: Callable[[], tuple[Method, dict]],
+  scorers: Sequence[Scorer] | None = None,
+  num_images: int = NUM_IMAGES,
+  stored_only: bool = False,
+) -> ConfigDict | None:
+  """The config with its sampling.sigma_min put in where it leaves it to a search; else the config as it is.
+
+  What is on file for the same checkpoint and sampling is taken from there. Says in a line what was chosen.
+
+  Args:
+    config: a run's config.
+    folder: with the file; None keeps nothing.
+    step: of the checkpoint; of a published one whatever names it.
+    take: () -> (method, variables), called only where needed.
+    scorers: of an evaluation. The one with the Fréchet distance counts, and what was found by other features or other
+      real images does not. None takes what is on file by whatever it was found, and else the scorer of the run's data.
+    num_images: of each candidate.
+    stored_only: compute and say nothing; None where it is not on file.
+
+  Raises:
+    ConfigError: a search was asked for, and the real images cannot be had.
+    ValueError: as `search`.
+  """
+  setting = config.sampling
+  if not wanted(setting):
+    return config
+  scorer = next((each for each in scorers or () if "frechet" in each.metrics), None)
+  known = lambda: stored(folder, config, step, scorer, num_images) or Found(0.0, {})
+  found = float(mesh.from_first_host(lambda: repr(known().sigma_min))) or None
+  if stored_only:
+    return None if found is None else _with(config, found)
+  how = "found before"
+  if found is None:
+    try:
+      scorer = scorer or scorer_of(config)
+    except (config_lib.ConfigError, DataError, ValueError) as error:
+      if setting.sigma_min_search:
+        raise config_lib.wrong("sampling.sigma_min_search", True, f"needs the real images: {error}") from None
+      _say(f"{setting.num_steps} steps: that of {times.DPDM_LEAST}, as no real images are there to search it by")
+      return config
+    method, variables = take()
+    result = search(config, method, variables, scorer, num_images)
+    save(folder, config, step, scorer, num_images, result)
+    found, how = result.sigma_min, f"searched, {num_images} images"
+  _say(
+    f"{setting.num_steps} steps: {found:g} ({how}; the published table is for {times.DPDM_LEAST} and more on CIFAR-10)"
+  )
+  return _with(config, found)
+
+
+def scorer_of(config: ConfigDict, inception: str | None = None) -> Scorer:
+  """The Fréchet distance to a run's own data, by Inception where its weights are given; errors of `scorers_for`."""
+  if config.data.name in ("", "none"):
+    raise ValueError("the config has no data")
+  (scorer,) = bench.scorers_for(config, ["frechet"], files={"inception": inception})
+  return scorer
+
+
+def stored(folder, config: ConfigDict, step: int | str | None, scorer: Scorer | None = None, num_images: int = 2):
+  """The newest `Found` on file for a checkpoint and config.sampling; None where there is none.
+
+  With `scorer` only by its features and real images, of at least `num_images`.
+  """
+  wanted_by = None if scorer is None else _by(scorer, num_images)
+  for entry in reversed(_entries(folder)):
+    same = all(entry[name] == value for name, value in _identity(config, step).items())
+    if same and (wanted_by is None or _serves(entry["by"], wanted_by)):
+      return Found(entry["sigma_min"], {float(level): score for level, score in entry["scores"].items()})
+  return None
+
+
+def _serves(by: dict, wanted_by: dict) -> bool:
+  key = lambda each: (each["extractor"], each["weights"], each["reference"]["sha256"])
+  return key(by) == key(wanted_by) and by["num_images"] >= wanted_by["num_images"]
+
+
+def save(folder, config: ConfigDict, step: int | str | None, scorer: Scorer, num_images: int, found: Found):
+  """Puts what was found into folder/sigma_min.json, in place of what was found by the same; on the first host.
+
+  The file is written beside and renamed. A folder that cannot be written gives a warning alone.
+  """
+  if folder is None or jax.process_index() != 0:
+    return
+  path, entry = epath.Path(folder) / FILE, {**_identity(config, step), "by": _by(scorer, num_images)}
+  kept = [each for each in _entries(folder) if any(each[name] != value for name, value in entry.items())]
+  scores = {repr(level): score for level, score in found.scores.items()}
+  kept.append({**entry, "sigma_min": found.sigma_min, "scores": scores})
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{FILE}.tmp"
+    temporary.write_text(json.dumps(kept, indent=1) + "\n")
+    temporary.replace(path)
+  except OSError as error:
+    logging.warning("%s cannot be written, σ_min will be searched again: %s", path, error)
+
+
+def _entries(folder) -> list[dict]:
+  path = None if folder is None else epath.Path(folder) / FILE
+  try:
+    found = json.loads(path.read_text()) if path is not None and path.exists() else []
+    return [entry for entry in found if {"step", "sampling", "num_steps", "by", "sigma_min", "scores"} <= entry.keys()]
+  except (OSError, ValueError, AttributeError, TypeError) as error:
+    logging.warning("%s cannot be read, and does not count: %s", path, error)
+    return []
+
+
+def _identity(config: ConfigDict, step: int | str | None) -> dict:
+  """What a σ_min was found for: the checkpoint, the number of steps, and all else of sampling that is no default."""
+  defaults = config_lib.default().sampling
+  fields = {name: value for name, value in config.sampling.items() if name not in _DECIDED and value != defaults[name]}
+  return {"step": step, "sampling": fields, "num_steps": config.sampling.num_steps}
+
+
+def _by(scorer: Scorer, num_images: int) -> dict:
+  """What a σ_min was found by."""
+  extractor, reference = scorer.extractor, scorer.reference("frechet")
+  return {
+    "extractor": extractor.name,
+    "weights": extractor.weights,
+    "reference": {"name": reference.name, "sha256": reference.sha256},
+    "num_images": num_images,
+  }
+
+
+def _with(config: ConfigDict, level: float) -> ConfigDict:
+  """Its record is that of a run which has this σ_min of its own."""
+  chosen = config.copy_and_resolve_references()
+  chosen.sampling.update(grid="dpdm", sigma_min=float(level), sigma_min_search=False)
+  return chosen
+
+
+def _say(text: str):
+  if jax.process_index() == 0:
+    print(f"σ_min for {text}", flush=True)
