@@ -5,7 +5,7 @@ from absl import logging
 from etils import epath
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import mesh, methods
+from diffusion_jax import files, mesh, methods
 from diffusion_jax.data import sources
 from diffusion_jax.training import checkpoint, faults, loop, parallel, warm
 
@@ -28,7 +28,7 @@ def check(config, init_config, workdir):
     raise config_lib.wrong("init_from", path, "must be the workdir of the run that is trained first")
   if path.endswith(".pkl") or "checkpoints" in (epath.Path(path).name, epath.Path(path).parent.name):
     raise config_lib.wrong("init_from", path, "expected the workdir of a run, which is trained first")
-  if epath.Path(path).resolve() == epath.Path(workdir).resolve():
+  if files.absolute(path) == files.absolute(workdir):
     raise config_lib.wrong("init_from", path, "must be another folder than that of the run itself")
   for name, each in (("init_config", init_config), ("config", config)):
     try:

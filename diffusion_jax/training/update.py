@@ -4,9 +4,10 @@
     β     = ½^(batch/h),  h = min(half_life, ramp_up·images seen)                       (2)
     ema  ← β·ema + (1 − β)·params
 
-Images seen are counted before the step, so the first average is the parameters themselves. A network
-whose loss or gradient is not finite is left as it was, and the update counts as skipped. The loss may be scaled by a number before the backward pass, so
-that float16 gradients neither vanish nor overflow; the number is fixed, or grows until an update is not finite.
+Images seen are counted before the step, so the first average is the parameters themselves. A network whose loss or
+gradient is not finite is left as it was, and the update counts as skipped. The loss may be scaled by a number before
+the backward pass, so that float16 gradients neither vanish nor overflow; the number is fixed, or grows until an update
+is not finite.
 """
 
 import contextlib

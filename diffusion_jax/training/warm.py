@@ -1,8 +1,9 @@
 """Fine-tuning: a run that starts from the weights of another, or of a published checkpoint (config.init_from).
 
-Every network of the run starts from the one that the source samples from. Without config.init_only they must be alike. With it, parameters are taken whose path, such as
-"net/enc_8x8_block0/conv0/kernel", matches one of its patterns (* stands for anything) and whose shape is that of the
-run's; workdir/init_from.json says of every parameter whether it was taken, and why not.
+Every network of the run starts from the one that the source samples from; without config.init_only it must be like
+that one. With config.init_only, parameters are taken whose path, such as "net/enc_8x8_block0/conv0/kernel", matches one
+of its patterns (* stands for anything) and whose shape is that of the run's; workdir/init_from.json says of every
+parameter whether it was taken, and why not.
 """
 
 import difflib
@@ -68,25 +69,27 @@ def load(config, workdir) -> Source | None:
   try:
     if path.endswith(".pkl"):
       denoise, params = edm_checkpoint.load(path)
-      published, _ = edm_checkpoint.as_run(denoise)
-      params, freqs, preconditioner = jax.device_get(params), denoise.network.freqs or (), denoise.preconditioner
-      return Source(params, "edm", _data(published), freqs, preconditioner)
+      data = _data(edm_checkpoint.as_run(denoise)[0])
+      return Source(jax.device_get(params), "edm", data, denoise.network.freqs or (), denoise.preconditioner)
     averages, source = checkpoint_lib.load_averages(path)
   except ValueError as error:
     raise config_lib.wrong("init_from", path, str(error)) from None
   params = jax.device_get(inference_variables(averages)["params"])
-  preconditioner = methods.from_config(source).preconditioner
-  return Source(params, source.method, _data(source), source.network.freqs, preconditioner)
-
-
-def _data(config) -> dict[str, int]:
-  return {name: config.data[name] for name in ("resolution", "channels", "num_classes")}
+  return _of_run(params, source)
 
 
 def to_come(config) -> Source:
   """The weights that a run of a config will have: shapes in place of arrays, for `fit`."""
-  method = methods.from_config(config)
-  return Source(dict(start.shapes(method, config).ema), config.network.freqs, method.preconditioner)
+  return _of_run(inference_variables(start.shapes(methods.from_config(config), config).ema)["params"], config)
+
+
+def _of_run(params: Params, config) -> Source:
+  preconditioner = methods.from_config(config).preconditioner
+  return Source(params, config.method, _data(config), config.network.freqs, preconditioner)
+
+
+def _data(config) -> dict[str, int]:
+  return {name: config.data[name] for name in ("resolution", "channels", "num_classes")}
 
 
 def resolve(config, source: Source | None, workdir):

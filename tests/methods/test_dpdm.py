@@ -18,6 +18,7 @@ from diffusion_jax.training import checkpoint, loop, start, state, warm
 from diffusion_jax.types import Prediction, like
 
 M, S = 0.3, 0.8
+EDM = process.EDM()
 TEACHER = {"mean": jnp.float32(M), "std": jnp.float32(S)}
 
 
@@ -42,12 +43,13 @@ def config_of(**fields):
   c.method, c.init_from = "dpdm", "somewhere"
   c.data.update(num_classes=0, flip=False)
   c.label_dropout = 0.0
-  c.optimizer.update(beta1=0.0, beta2=0.99, learning_rate=1e-3, warmup_images=0)  # β1 = 0: Adam's moment is the gradient
+  # β1 = 0: Adam's first moment is the gradient.
+  c.optimizer.update(beta1=0.0, beta2=0.99, learning_rate=1e-3, warmup_images=0)
   c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
   return c
 
 
-def gaussians(law, frame=process.EDM()):
+def gaussians(law, frame=EDM):
   """The method of networks that are the best denoisers of N(mean, std²) by their two parameters."""
 
   def denoise(variables, x, t, cond=None):
@@ -66,7 +68,7 @@ def affine(params, x, sigma, cond):
   return params["a"] * x + params["b"]
 
 
-def method_of(law, frame=process.EDM(), generate=affine, **fields):
+def method_of(law, frame=EDM, generate=affine, **fields):
   """(method, its first state with the teacher's parameters as they are)."""
   config = config_of(**fields)
   initial = lambda key, batch: {"a": jnp.float32(0.5), "b": jnp.float32(0.1)}
@@ -177,17 +179,17 @@ def test_alternation_reduces_the_divergence_to_nothing():
   sigma = 1.0
   method, made = method_of(constant(sigma), optimizer__learning_rate=0.01, dpdm__score_steps=3)
   shrink = S**2 / (S**2 + sigma**2)
-  made = made.replace(params={**made.params, "generator": {"a": jnp.float32(shrink), "b": jnp.float32((1 - shrink) * M)}})
+  weak = {"a": jnp.float32(shrink), "b": jnp.float32((1 - shrink) * M)}
+  made = made.replace(params={**made.params, "generator": weak})
 
   def step(made, i):
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), i), (32, 8, 8, 1))
-    made, metrics = method.update(made, {**batch_of(32), "image": M + S * noise}, jax.random.key(1))
-    return made.replace(step=made.step + 1), {**made.params["generator"], **metrics}
+    made, _ = method.update(made, {**batch_of(32), "image": M + S * noise}, jax.random.key(1))
+    return made.replace(step=made.step + 1), made.params["generator"]
 
   _, path = jax.jit(lambda: jax.lax.scan(step, made, jnp.arange(600)))()
   divergence = smoothed_kl(np.asarray(path["a"], np.float64), np.asarray(path["b"], np.float64), sigma)
   assert divergence[0] > 0.015 and np.mean(divergence[-100:]) < 5e-4
-  assert np.mean(path["loss"][-100:]) < 0.02 * path["loss"][0]  # the logged gap between the two denoisers
 
 
 # --- the score network ------------------------------------------------------------------------------------------------
@@ -210,23 +212,23 @@ def test_input_and_renoising_share_one_noise_level_and_every_step_draws_anew():
 
   def spy(name, function):
     def spied(params, x, sigma, cond):
-      jax.debug.callback(lambda s, x: seen.append((name, np.array(s), np.array(x).std())), jnp.ravel(sigma), x)
+      jax.debug.callback(lambda s: seen.append((name, np.array(s))), jnp.ravel(sigma))
       return function(params, x, sigma, cond)
 
     return spied
 
   law = lambda keys: jax.vmap(lambda key: jnp.exp(jax.random.normal(key)))(keys)
   config = config_of(dpdm__score_steps=2)
-  diffusion = gaussians(law)
-  watched = spy("diffusion", lambda p, x, s, cond: diffusion.denoise({"params": p}, x, s, cond))
-  diffusion = diffusion._replace(denoise=lambda v, x, t, cond=None: watched(v["params"], x, t, cond))
+  exact = gaussians(law)
+  watched = spy("diffusion", lambda p, x, s, cond: exact.denoise({"params": p}, x, s, cond))
+  diffusion = exact._replace(denoise=lambda v, x, t, cond=None: watched(v["params"], x, t, cond))
   initial = lambda key, batch: {"a": jnp.float32(0.5), "b": jnp.float32(0.1)}
   method = dpdm.build(config, diffusion, spy("generator", affine), initial)
-  jax.block_until_ready(method.update(method.init(jax.random.key(0), start.example_batch(config)), batch_of(8),
-                                      jax.random.key(0)))  # fmt: skip
+  made = method.init(jax.random.key(0), start.example_batch(config))
+  jax.block_until_ready(method.update(made, batch_of(8), jax.random.key(0)))
   jax.effects_barrier()
   levels = {}
-  for name, sigma, _ in seen:
+  for name, sigma in seen:
     levels.setdefault(tuple(sigma), []).append(name)
   assert len(levels) == 3  # two score steps and the generator's
   assert sorted(map(sorted, levels.values())) == [
@@ -321,19 +323,16 @@ def test_one_device_does_what_eight_do(toy_network, tmp_path):
   teacher.train.update(num_steps=4)
   loop.train(teacher, tmp_path / "teacher")
   _, variables = checkpoint.load_for_inference(tmp_path / "teacher")
-  logs, ends = [], []
+  ends = []
   for parallel in ("pmap", "fsdp"):
     config = toy_config(init_from=str(tmp_path / "teacher"), train__parallel=parallel, train__num_steps=4)
     now = loop.train(config, tmp_path / parallel)
     ends.append(now)
-    logs.append((tmp_path / parallel / "metrics.jsonl").read_text().splitlines())
     jax.tree.map(np.testing.assert_array_equal, now.params["teacher"], jax.device_get(variables["params"]))
-  config = toy_config(train__num_steps=4)
-  method, key = methods.from_config(config), start.train_key(config)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), ends[0].params, ends[1].params)
   method, variables = checkpoint.load_for_inference(tmp_path / "pmap")
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(variables["params"]), ends[0].ema["generator"])
-  assert method.samplers[0] == "dpdm" and key is not None
+  assert method.samplers[0] == "dpdm"
   record = (tmp_path / "pmap" / "init_from.json").read_text()
   assert "teacher/conv0/kernel" in record and "score/conv0/kernel" in record and "generator/conv0/kernel" in record
 
