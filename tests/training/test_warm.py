@@ -98,7 +98,7 @@ def test_fourier_frequencies_come_with_the_weights(tmp_path):
   """A run of ncsnpp takes those of its source, keeps them in its config.json, and refuses others."""
   config = tiny.get_config()
   config.network.arch, config.init_from = "ncsnpp", "somewhere"
-  source = warm.Source({}, (0.5, 1.0, 2.0), None)
+  source = warm.Source({}, "edm", {}, (0.5, 1.0, 2.0), None)
   resolved = warm.resolve(config, source, tmp_path)
   assert resolved.network.freqs == (0.5, 1.0, 2.0) and config.network.freqs == ()
   checkpoint.write_config(tmp_path, resolved)
