@@ -8,7 +8,7 @@ Weights and images are random: a data set is not needed, and its reading is meas
 measured in turns in one process, with median and quartiles over the turns: the machine's rate for a square matrix
 product (the best size) and for one large convolution, in the config's dtype, then the network, the sampler, the update.
 Operations are 2 a multiplication, in products and convolutions alone, padding included; an update is three evaluations'
-worth.
+worth. Of DPDM, whose update is nine, that of its teacher's plain training is measured beside it (the paper's Table 6).
 """
 
 import collections
@@ -167,6 +167,7 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
 
 def update_case(config, method, layout, state, network_operations: float) -> Case:
   """A call of the training loop's update: config.train.updates_per_call updates, each of its batch."""
+  passes = 4 * config.dpdm.score_steps + 5 if config.method == "dpdm" else 3
   per_call, first_and_stop = config.train.updates_per_call, parallel.host_slots(config.train.batch_size)
   rows = np.arange(*first_and_stop, dtype=np.int32)
   shapes, rng = start.example_batch(config, len(rows)), np.random.default_rng(0)
@@ -175,7 +176,28 @@ def update_case(config, method, layout, state, network_operations: float) -> Cas
   run = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
   args = (state, layout.split([batch] * per_call), start.train_key(config), None)
   images = per_call * len(rows)
-  return compiled_case(run, args, 3 * images * network_operations, images, chain=True)
+  return compiled_case(run, args, passes * images * network_operations, images, chain=True)
+
+
+def first_state(config, method, layout):
+  """A run's first state, laid for its update."""
+  fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
+  shardings = layout.shardings(start.shapes(method, config))
+  create = lambda: start.create_state(method, config)
+  return layout.lay(jax.jit(create, compiler_options=fast, out_shardings=shardings)())
+
+
+def plain(config):
+  """The config of the diffusion model that a DPDM run has three of, trained by itself."""
+  config = config.copy_and_resolve_references()
+  config.method, config.init_from = config.dpdm.diffusion, ""
+  return config
+
+
+def state_bytes(config) -> int:
+  """The size of a run's training state."""
+  leaves = jax.tree.leaves(start.shapes(methods.from_config(config), config))
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def measure(cases: dict[str, Case], repeats: int) -> dict[str, dict]:
@@ -272,6 +294,11 @@ def show(record: dict):
     print(columns.format(name, images, f"{middle:.4g}", f"{low:.4g} – {high:.4g}", *shares, compiling, memory))
   if "sampler" in record["cases"]:
     print(f"sampler: NFE {record['nfe']}, time over NFE evaluations of the network {record['sampler_overhead'][1]:.3f}")
+  if "over_plain_update" in record:
+    low, middle, high = record["over_plain_update"]
+    mine, its = record["state_bytes"].values()
+    times = f"{middle:.2f} of its time ({low:.2f} – {high:.2f})"
+    print(f"update over plain update: {times}, training state {mine / 1e6:.1f} MB, {mine / its:.2f} of its")
   device = record["peak_memory_bytes"]["device"]
   counted = "not counted" if device is None else f"{device / 1e6:.0f} MB"
   print(f"peak memory: device {counted}, process {record['peak_memory_bytes']['process'] / 1e6:.0f} MB")
@@ -303,14 +330,16 @@ def main():
   method = methods.from_config(config, layout.axis_name)
   sampling.schedule_of(config.sampling, method)
 
-  fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-  shardings = layout.shardings(start.shapes(method, config))
-  state = jax.jit(lambda: start.create_state(method, config), compiler_options=fast, out_shardings=shardings)()
-  state = layout.lay(state)
+  state = first_state(config, method, layout)
   variables = state_lib.inference_variables(layout.whole(state.ema))
   cases, evaluations = sampling_cases(config, method, variables, _ONLY.value != "update")
   if _ONLY.value != "sampler":
-    cases["update"] = update_case(config, method, layout, state, cases["network"].operations / cases["network"].images)
+    work = cases["network"].operations / cases["network"].images
+    cases["update"] = update_case(config, method, layout, state, work)
+    if config.method == "dpdm":
+      teacher = methods.from_config(plain(config), layout.axis_name)
+      state = first_state(plain(config), teacher, layout)
+      cases["plain update"] = update_case(plain(config), teacher, layout, state, work)
   dtype = jnp.dtype(config.network.dtype)
   cases = {"matmul": matmul_case(dtype), "convolution": conv_case(dtype), **cases}
   results = measure(cases, _REPEATS.value)
@@ -331,6 +360,10 @@ def main():
     "peak_memory_bytes": peak_memory(),
     "profile": {},
   }
+  if "plain update" in results:
+    ratios = np.divide(results["update"]["turns"], results["plain update"]["turns"])
+    record["over_plain_update"] = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    record["state_bytes"] = {"update": state_bytes(config), "plain update": state_bytes(plain(config))}
   if "sampler" in results:
     overhead = np.divide(results["sampler"]["turns"], results["network"]["turns"]) / evaluations
     record["sampler_overhead"] = np.quantile(overhead, [0.25, 0.5, 0.75]).tolist()

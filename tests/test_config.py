@@ -16,13 +16,14 @@ from PIL import Image
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import sources
-from diffusion_jax.training import checkpoint, start
+from diffusion_jax.training import checkpoint, start, warm
 
 ROOT = Path(__file__).parents[1] / "configs"
 _LETTERS = [f"{network}-{letter}" for network in ("vp", "ve") for letter in "ABCDEF"]
 # What may follow the colon of --config=FILE:ROW.
 ROWS = {
   "edm_cifar10": [f"{classes}-{row}" for classes in ("cond", "uncond") for row in _LETTERS],
+  "dpdm_cifar10": ["uncond", "cond"],
   "edm_ffhq64": _LETTERS,
   "edm_afhqv2_64": _LETTERS,
   "ablations/table1_digits": ["vp", "ve", "ve100", "iddpm", "edm", "iddpm_vlb"],
@@ -95,6 +96,19 @@ SIZES = [
   ("edm_cifar10", "cond-vp-F", 55_735_299), ("edm_cifar10", "uncond-ve-F", 56_397_827),
   ("edm_ffhq64", "vp-F", 61_805_571), ("edm_afhqv2_64", "ve-F", 62_761_091), ("edm_imagenet64", None, 295_899_267),
 ]  # fmt: skip
+
+
+def test_pupils_have_the_networks_of_their_teachers():
+  """Those of the paper's Tables 2 and 3 are the published EDM networks, whose runs are as well their teachers."""
+  for pupil, teacher in (
+    (("dpdm_cifar10", "uncond"), ("edm_cifar10", "uncond-vp-F")),
+    (("dpdm_cifar10", "cond"), ("edm_cifar10", "cond-vp-F")),
+    (("dpdm_imagenet64", None), ("edm_imagenet64", None)),
+    (("dpdm_digits", None), ("edm_digits", None)),
+  ):
+    config = get_config(*pupil)[1]
+    method, source = methods.from_config(config), warm.to_come(get_config(*teacher)[1])
+    assert not any(warm.fit(source, method, config).reasons.values())
 
 
 @pytest.mark.parametrize("name, row, count", SIZES)
