@@ -1,6 +1,6 @@
 """DPDM's Figures 1 to 6: a teacher and the pupil that it trained, side by side.
 
-  python experiments/figures/dpdm.py --teacher=runs/dpdm_teacher --pupil=runs/dpdm_digits --out=results/dpdm
+  python experiments/figures/dpdm.py --teacher=runs/edm_digits --pupil=runs/dpdm_digits --out=results/dpdm
   python experiments/figures/dpdm.py --teacher=FILE.pkl --pupil=RUN --out=FOLDER --figures=1,5 --num_images=5000
 
 The figures, each OUT/figureN.png with OUT/figureN.csv:
