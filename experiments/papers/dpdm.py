@@ -2,17 +2,59 @@
 unnamed venue, about 2023.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 from papers import Entry, Given, Table, command
 
 TITLE = "Data Prediction Denoising Models: The Pupil Outdoes the Master"
 
 
+_CIFAR10 = ("configs/dpdm_cifar10.py:uncond", "edm-cifar10-32x32-uncond-vp.pkl")
+_IMAGENET = ("configs/dpdm_imagenet64.py", "edm-imagenet-64x64-cond-adm.pkl")
 _RESULTS = "experiments/results/dpdm/README.md"
 
 
-def _study(given: Given) -> list[str]:
-  """Teacher and pupil on digits, over three seeds."""
-  return [command("study.py", "experiments/studies/dpdm_digits.py", runs=given.runs, out=f"{given.out}/dpdm_digits")]
+def _study(config: str, teacher: str, measure: Callable[[Given, str, str], list[str]]):
+  """Teacher and pupil on digits, over three seeds; where published networks are given, a pupil of one of them.
+
+  Args:
+    config: the pupil's, of the published network.
+    teacher: the published pickle's name.
+    measure: (given, pupil's workdir, teacher's pickle) -> the commands after the training.
+  """
+
+  def commands(given: Given) -> list[str]:
+    if not given.checkpoints:
+      study = "experiments/studies/dpdm_digits.py"
+      return [command("study.py", study, runs=given.runs, out=f"{given.out}/dpdm_digits")]
+    if not given.data or not given.references or not given.inception:
+      raise ValueError("--checkpoints needs --data, a zip, --references, its statistics, and --inception, its weights")
+    workdir, pickle = f"{given.runs}/{Path(config.partition(':')[0]).stem}", f"{given.checkpoints}/{teacher}"
+    fields = {"config.init_from": pickle, "config.data.path": given.data}
+    return [
+      command("train.py", config=config, workdir=workdir, **fields),
+      *measure(given, workdir, pickle),
+    ]
+
+  return commands
+
+
+def _recovery(given: Given, workdir: str, pickle: str) -> list[str]:
+  out = f"{given.out}/dpdm_recovery"
+  return [command("recovery.py", workdir=workdir, compare=pickle, inception=given.inception, out=out)]
+
+
+def _scores(reference: str, nfe: str, teachers: str):
+  """The pupil's scores at `nfe` by its sampler, the teacher's at `teachers` by Heun's."""
+
+  def commands(given: Given, workdir: str, pickle: str) -> list[str]:
+    files = {"reference": f"{given.references}/{reference}", "inception": given.inception, "num_images": "50000"}
+    pupil = command("evaluate.py", workdir=workdir, nfe=nfe, **files, out=f"{given.out}/dpdm_pupil")
+    teacher = command("evaluate.py", checkpoint=pickle, nfe=teachers, **files, out=f"{given.out}/dpdm_teacher")
+    return [pupil, teacher]
+
+  return commands
 
 
 def _figure(number: str):
@@ -52,7 +94,7 @@ ENTRIES = (
         ("DPDM (ours)", 0.13, 0.37, 0.65, 1.08, 2.46, 4.40, 7.11, 23.59, 100.86, 155.98, 192.47),
       ),
     ),
-    commands=_study,
+    commands=_study(*_CIFAR10, _recovery),
     committed=_RESULTS,
   ),
   Entry(
@@ -99,7 +141,7 @@ ENTRIES = (
         ("less than 10", "DPDM (Ours)", 8, 2.68),
       ),
     ),
-    commands=_study,
+    commands=_study(*_CIFAR10, _scores("cifar10-32x32.npz", "5,8", "11,15,35")),
     committed=_RESULTS,
   ),
   Entry(
@@ -133,7 +175,7 @@ ENTRIES = (
         ("less than 10", "DPDM (Ours)", 8, 3.66),
       ),
     ),
-    commands=_study,
+    commands=_study(*_IMAGENET, _scores("imagenet-64x64.npz", "5,8", "9,11,15")),
   ),
   Entry(
     "table4",
@@ -145,7 +187,7 @@ ENTRIES = (
         ("DPDM (ours)", 7.16, 3.85, 2.77, 2.72, 2.68, None, None, None, None, None, None),
       ),
     ),
-    commands=_study,
+    commands=_study(*_CIFAR10, _scores("cifar10-32x32.npz", "4,5,6,7,8,9,10,12,14,16,18", "5,7,9,11,13,15,17")),
     committed=_RESULTS,
   ),
   Entry(
