@@ -22,8 +22,8 @@ _AFFINE = 2 * 32 * 8 * 5  # a block
 OPERATIONS = _STEM + 3 * _PAIR + 2 * _DECODER + _ATTENTION + _EMBEDDING + _AFFINE + _OUT
 
 
-def benchmark(*args, devices=2):
-  program = [sys.executable, "experiments/benchmark.py", "--config=tests/training/tiny.py", *args]
+def benchmark(*args, devices=2, config="tiny"):
+  program = [sys.executable, "experiments/benchmark.py", f"--config=tests/training/{config}.py", *args]
   flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   return subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=ROOT, env=env)
@@ -53,6 +53,19 @@ def test_record(tmp_path):
   assert "sampler: NFE 5" in ran.stdout and "update: " in ran.stdout
   for costs in record["profile"].values():
     assert costs is None or sum(share for _, share in costs) == pytest.approx(1)
+
+
+def test_an_alternation_is_measured_beside_plain_training(tmp_path):
+  fields = ("--config.method=dpdm", "--config.init_from=a/teacher", "--config.dpdm.score_steps=2", "--sample_batch=2")
+  ran = benchmark("--repeats=1", "--only=update", f"--out={tmp_path}/toy", *fields, config="toy")
+  assert ran.returncode == 0, ran.stderr
+  record = json.loads((tmp_path / "toy.json").read_text())
+  work = {name: record["cases"][name]["gflops_per_image"] for name in ("network", "update", "plain update")}
+  assert work["update"] == pytest.approx(13 * work["network"])  # 4 + 4 of the score network, 5 of the generator
+  assert work["plain update"] == pytest.approx(3 * work["network"])
+  state = record["state_bytes"]
+  assert 1.9 < state["update"] / state["plain update"] < 2.1
+  assert f"training state {state['update'] / 1e6:.1f} MB" in ran.stdout
 
 
 def test_counts_by_hand():
