@@ -43,7 +43,8 @@ def default() -> ConfigDict:
   c.data.channels = 1
   c.data.num_classes = 10  # 0 trains without labels
   c.data.flip = False  # mirror half of the images
-  c.data.augment = 0.0  # probability of each transform of EDM's augmentation (which mirrors too); 0 turns it off
+  c.data.augment = 0.0  # probability of each transform of EDM's augmentation (which mirrors too); 0 turns it off, and
+  # gives the network no inputs for its labels; dpdm augments only with dpdm.score_augment
 
   c.network = ConfigDict()
   c.network.arch = "ddpmpp"  # ddpmpp, ncsnpp, adm
@@ -177,7 +178,7 @@ def check(config: ConfigDict, device_count: int | None = None):
   choose("data.cache", config.data.cache, ("auto", "none", "host", "device"))
   if not 0 <= config.data.augment <= 1:
     raise wrong("data.augment", config.data.augment, "must be a probability in [0, 1]")
-  if config.data.augment and config.data.flip:
+  if config.data.augment and config.data.flip and config.method != "dpdm":
     raise wrong("data.flip", True, "must be False with data.augment, which mirrors half of the images itself")
   if config.edm.vlb_weight and (config.edm.preconditioner, config.edm.noise) != ("iddpm", "iddpm"):
     raise wrong("edm.vlb_weight", config.edm.vlb_weight, "must be 0 unless edm.preconditioner and edm.noise are iddpm")
@@ -213,6 +214,8 @@ def check(config: ConfigDict, device_count: int | None = None):
       raise wrong("init_from", "", "dpdm needs its teacher: the workdir of a run, or a published EDM pickle (.pkl)")
     if config.init_only:
       raise wrong("init_only", config.init_only, "must be () for dpdm, whose networks all start from the teacher")
+    if config.sampling.variance == "learned":
+      raise wrong("sampling.variance", "learned", "dpdm trains no variance: a pupil's is what its teacher's was")
     if config.dpdm.score_augment and not config.data.augment:
       raise wrong("dpdm.score_augment", True, "needs data.augment, the probability of each transform")
   if config.init_only and not config.init_from:

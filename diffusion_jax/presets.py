@@ -135,15 +135,15 @@ SMALL_TUNED = {"network.dropout": 0.0, "data.augment": 0.12}
 def set_dpdm(config: ConfigDict, teacher: str, learning_rate: float = 1e-5):
   """Puts DPDM into the config of its teacher: the paper's optimizer for both networks, and its sampler at NFE 5.
 
-  Dropout acts in the score step alone, and is off here: the paper names none. So are flips and augmentation, which a
-  teacher may have been trained with.
+  Dropout, which would act in the score step alone, and flips are off: the paper names none. config.data.augment must be
+  positive where the teacher's network has inputs for augmentation labels, and then augments nothing by itself.
 
   Args:
     config: changed in place.
     teacher: workdir of a run, or a published EDM pickle.
     learning_rate: of generator and score network, from the first step on.
   """
-  config.method, config.init_from = "dpdm", teacher
+  config.method, config.init_from, config.data.flip = "dpdm", teacher, False
   config.network.dropout = 0.0
   config.optimizer.update(learning_rate=learning_rate, warmup_images=0, beta1=0.0, beta2=0.99)
   config.sampling.update(sampler="dpdm", grid="dpdm", num_steps=5)

@@ -23,7 +23,7 @@ from diffusion_jax.types import Array, Key
 
 Law = Callable[[Key, int], Array]
 
-# Smallest noise level of DPDM's sampler by number of evaluations (its Section 5.1); 10 and more: 1e-4.
+# Smallest noise level of DPDM's sampler by number of evaluations (its Table 7); 10 and more: 1e-4.
 DPDM_LEAST = 4  # the fewest that it lists
 _DPDM_SIGMA_MIN = {4: 0.3, 5: 0.2, 6: 0.1, 7: 0.015, 8: 0.0035, 9: 0.00055}
 

@@ -28,7 +28,9 @@ class Method(NamedTuple):
     process: the forward process of denoise's x and t.
     samplers: names of the samplers that serve the method, the default first.
     preconditioner: of a method that has one: the noise levels that its network knows bound the grids.
-    times: (keys [B]) -> [B]: the times at which `update` trains the examples with these keys.
+    times: (keys [B]) -> [B]: the times at which `update` trains the examples with these keys; [B, n] of an update that
+      takes n steps, in their order.
+    initial: roles of the networks that config.init_from gives its weights to.
   """
 
   init: Callable
@@ -38,6 +40,7 @@ class Method(NamedTuple):
   samplers: tuple[str, ...]
   preconditioner: par.Preconditioner | None = None
   times: Callable | None = None
+  initial: tuple[str, ...] = ("net",)
 
 
 def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:

@@ -65,9 +65,15 @@ def build(
     init_generator: (key, example_batch) -> its parameters; by default those of such a network.
     axis_name: axis that the update is pmapped over, if it is.
 
+  A generator of one's own is trained by the loop once a function (config, axis_name) -> Method that calls this is put
+  into `methods.BY_NAME`.
+
   Returns:
     The method; its TrainState has the roles "teacher" (no optimizer state), "generator" (the one with averages) and
-    "score" in `params`. `init` draws all three at random: training puts the teacher's weights in (config.init_from).
+    "score" in `params`. `init` draws all three at random: training puts the teacher's weights in (config.init_from), in
+    a generator of one's own too only where that is done by hand. Of its metrics, "loss" is the mean of
+    λ(σ)·‖D_φ − D_p‖² at x̃_t, which vanishes where the pupil's law is the data's, and is not what (2) descends;
+    "score_loss" is that of the last step (1).
   """
   predict = diffusion.denoise
   if diffusion.process != _EDM:
@@ -76,9 +82,10 @@ def build(
       reframed(variables, cond), diffusion.process, _EDM
     )(x, sigma)
   clean = lambda params, x, sigma, cond: predict({"params": params}, x, sigma, cond).clean
+  initial = ("teacher", "score") if generate else ("teacher", "generator", "score")
   generate = generate or clean
-  weight = edm.weight_from_config(config.edm)
-  factor = factor_from_config(config)
+  weight, factor = edm.weight_from_config(config.edm), factor_from_config(config)
+  steps = (*range(1, config.dpdm.score_steps + 1), 0)  # streams of an example's key, a step each
 
   def init(key, example_batch):
     keys = jax.random.split(key, 3)
@@ -105,33 +112,34 @@ def build(
   def score_loss(generator, score, batch):
     fake, eps, sigma, cond = draw(generator, batch)
     fake = jax.lax.stop_gradient(fake)
-    keys = functools.partial(base.streams, batch["key"])
-    fake, augment = base.augmented(fake, keys(_AUGMENT), config.data.augment if config.dpdm.score_augment else 0.0)
-    cond |= {"augment": augment, "dropout": keys(_DROPOUT)}
+    stream = functools.partial(base.streams, batch["key"])
+    fake, augment = base.augmented(fake, stream(_AUGMENT), config.data.augment if config.dpdm.score_augment else 0.0)
+    cond |= {"augment": augment, "dropout": stream(_DROPOUT)}
     pred = clean(score, _EDM.perturb(fake, eps, sigma), sigma, cond)
     return jnp.mean(weight(sigma) * losses.squared_error(pred, fake)), {}
 
   def generator_loss(teacher, score, generator, batch):
     fake, eps, sigma, cond = draw(generator, batch)
     x = _EDM.perturb(fake, eps, sigma)
-    gap = jax.lax.stop_gradient(clean(score, x, sigma, cond) - clean(teacher, x, sigma, cond))
+    still = jax.lax.stop_gradient(x)
+    gap = clean(score, still, sigma, cond) - clean(teacher, still, sigma, cond)
     size = weight(sigma) * losses.squared_norm(gap)
     return jnp.mean(surrogate(gap, x, factor(sigma))), {"gap": jnp.mean(size)}
 
   def update(state, batch, key):
     keys = state_lib.example_keys(key, state.step, batch["slot"])
     scale = update_lib.loss_scale(config.optimizer, state)
-    gradient = lambda loss, role, phase: update_lib.value_and_grad(
-      loss, state.params[role], {**batch, "key": base.streams(keys, phase)}, config.train.accumulation, scale
-    )
+    accumulation = config.train.accumulation
     finite = True
-    for phase in range(1, config.dpdm.score_steps + 1):
+    *score_steps, last = ({**batch, "key": base.streams(keys, step)} for step in steps)
+    for drawn in score_steps:
       loss = functools.partial(score_loss, update_lib.whole(state.params["generator"]))
-      (value, _), grads = gradient(loss, "score", phase)
+      (value, _), grads = update_lib.value_and_grad(loss, state.params["score"], drawn, accumulation, scale)
       state, score_metrics = update_lib.update_role(config, state, "score", value, grads, axis_name)
       finite &= score_metrics["skipped"] == 0
     frozen = [update_lib.whole(state.params[role]) for role in ("teacher", "score")]
-    (_, aux), grads = gradient(functools.partial(generator_loss, *frozen), "generator", 0)
+    loss = functools.partial(generator_loss, *frozen)
+    (_, aux), grads = update_lib.value_and_grad(loss, state.params["generator"], last, accumulation, scale)
     state, metrics = update_lib.update_role(config, state, "generator", aux["gap"], grads, axis_name)
     finite &= metrics["skipped"] == 0
     metrics |= {"score_loss": score_metrics["loss"], "score_grad_norm": score_metrics["grad_norm"]}
@@ -144,8 +152,10 @@ def build(
     image = generate(variables["params"], x, jnp.broadcast_to(sigma, x.shape[:1]), cond or {})
     return Prediction(image, (x - image) / like(sigma, x))
 
-  times = lambda keys: noise_levels(base.streams(keys, 0))  # the generator's
-  return base.Method(init, update, denoise, _EDM, SAMPLERS, diffusion.preconditioner, times)
+  def times(keys):
+    return jnp.stack([noise_levels(base.streams(keys, step)) for step in steps], axis=1)
+
+  return base.Method(init, update, denoise, _EDM, SAMPLERS, diffusion.preconditioner, times, initial)
 
 
 def surrogate(gap: Array, x: Array, factor: Array) -> Array:

@@ -4,7 +4,7 @@
 
 Each state is a fresh draw around the last estimate: nothing of the noise in x_k is kept. With the best denoiser of some
 data (1) is biased, since E[x_0 | x_t] is a narrower law than the data's; it is right for a denoiser whose estimates
-have the law of the data, which is what DPDM trains. Source: "Data Prediction Denoising Models", Section 3.2.
+have the law of the data, which is what DPDM trains. Source: "Data Prediction Denoising Models", Algorithm 2.
 """
 
 from diffusion_jax.process import Process

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -119,7 +120,7 @@ def diverged(
           "step": k,
           "examples": batching.indices(config.seed, k, size, num_examples).tolist(),
           "slots": slots,
-          "times": [float(level) for level in levels],
+          "times": np.asarray(levels, float).tolist(),
         }
       )
     record = {"seed": config.seed, "checkpoint": checkpoint, "config": config_lib.flatten(config), "updates": updates}

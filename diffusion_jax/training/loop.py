@@ -197,7 +197,7 @@ def measure_data(config, source: sources.Source):
   if jax.process_index() != 0:
     return
   sigma, assumed = sources.measure_sigma(source, _SIGMA_IMAGES), config.edm.sigma_data
-  used = config.method == "edm" and config.edm.preconditioner == "edm"
+  used = config.method in ("edm", "dpdm") and config.edm.preconditioner == "edm"
   print(f"{config.data.name} {config.data.split}: {len(source):,} images {source.image_shape}, σ_data {sigma:.3f}")
   if used and not abs(sigma - assumed) <= 0.2 * assumed:
     logging.warning("config.edm.sigma_data = %g: the standard deviation of the data is %.3f", assumed, sigma)

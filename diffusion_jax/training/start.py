@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import methods
+from diffusion_jax import mesh, methods
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Key
 
@@ -12,9 +12,12 @@ def create_state(method: methods.Method, config) -> TrainState:
   """The state before the first update, its metrics window included; a pure function of the config."""
   init_key, _ = _keys(config)
   state = method.init(init_key, example_batch(config))
-  single = methods.from_config(config)  # the update of one device, for the names of its metrics
-  batch = example_batch(config, config.train.accumulation)
-  _, metrics = jax.eval_shape(single.update, state, batch, init_key)
+  # One device's share of a batch, mapped over the axis that an update may reduce over: for its metrics' names.
+  share = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), example_batch(config, config.train.accumulation)
+  )
+  update = jax.vmap(method.update, in_axes=(None, 0, None), axis_name=mesh.AXIS)
+  _, metrics = jax.eval_shape(update, state, share, init_key)
   return state.replace(window={name: jnp.zeros(()) for name in (*metrics, "updates")})
 
 

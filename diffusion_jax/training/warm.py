@@ -80,7 +80,11 @@ def load(config, workdir) -> Source | None:
 
 def to_come(config) -> Source:
   """The weights that a run of a config will have: shapes in place of arrays, for `fit`."""
-  return _of_run(inference_variables(start.shapes(methods.from_config(config), config).ema)["params"], config)
+  return _of_run(inference_variables(_first_shapes(methods.from_config(config), config).ema)["params"], config)
+
+
+def _first_shapes(method: methods.Method, config) -> TrainState:
+  return jax.eval_shape(method.init, jax.random.key(0), start.example_batch(config))
 
 
 def _of_run(params: Params, config) -> Source:
@@ -108,11 +112,12 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
   """Which of the source's parameters the run takes; nothing compiles.
 
   Raises:
-    ConfigError: without config.init_only, a parameter or the preconditioner differs (names the first difference); with
+    ConfigError: without config.init_only, a parameter, the images, the classes or the preconditioner differ (names the
+      first difference), or dpdm's teacher is no diffusion model; with
       it, nothing fits.
   """
-  params = start.shapes(method, config).params
-  here, there = _flat(params), _flat({role: source.params for role in params})
+  params = _first_shapes(method, config).params
+  here, there = _flat(params), _flat({role: source.params for role in method.initial})
   if config.init_only:
     reasons = {path: _reason(path, there, here, config.init_only) for path in sorted(here.keys() | there.keys())}
     for pattern in config.init_only:
@@ -123,20 +128,20 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
       expected = f"no parameter matches and fits; {config.init_from} has {', '.join(sorted(there)[:3])}, ..."
       raise config_lib.wrong("init_only", config.init_only, expected)
     return Fit({path: there[path] for path, reason in reasons.items() if not reason}, reasons)
-  if source.preconditioner is not None and source.preconditioner != method.preconditioner:
-    expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
-    raise config_lib.wrong("edm.preconditioner", config.edm.preconditioner, expected)
   if config.method == "dpdm" and source.method != config.dpdm.diffusion:
     expected = f"dpdm's teacher must be a run of config.dpdm.diffusion = {config.dpdm.diffusion!r}, not {source.method}"
     raise config_lib.wrong("init_from", config.init_from, expected)
   for name, value in source.data.items():
     if config.data[name] != value:
       raise config_lib.wrong(f"data.{name}", config.data[name], f"init_from was trained with {value}")
-  for path in sorted(there.keys() | here.keys()):
+  if source.preconditioner is not None and source.preconditioner != method.preconditioner:
+    expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
+    raise config_lib.wrong("edm.preconditioner", config.edm.preconditioner, expected)
+  for path in sorted(there.keys() | {path for path in here if path.split("/")[0] in method.initial}):
     reason = _reason(path, there, here, ("*",))
     if reason:
       raise config_lib.wrong("init_from", config.init_from, f"{path}: {reason}")
-  return Fit(there, dict.fromkeys(here, ""))
+  return Fit(there, {path: "" if path in there else "its network starts by itself" for path in here})
 
 
 def _reason(path: str, there: dict, here: dict, patterns: tuple[str, ...]) -> str:

@@ -1,7 +1,6 @@
 """Fine-tuning: a run starts from the averaged parameters of another, or of a published pickle."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +8,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from training import tiny, toy
+from training.published import published_config
 
 from diffusion_jax import methods
 from diffusion_jax.config import ConfigError
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.methods import base
 from diffusion_jax.training import checkpoint, loop, start, warm
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def published_config():
-  """The network of edm_tiny.pkl as a config of this library; its data are not there."""
-  kwargs = json.loads((GOLDEN / "nets.json").read_text())["edm_tiny"]["init_kwargs"]
-  c = tiny.get_config()
-  c.data.update(resolution=kwargs["img_resolution"], channels=kwargs["img_channels"], num_classes=kwargs["label_dim"])
-  c.data.update(augment=0.1, flip=False)
-  c.network.update(channels=kwargs["model_channels"], channel_mult=tuple(kwargs["channel_mult"]))
-  c.network.update(num_blocks=kwargs["num_blocks"], attention_resolutions=tuple(kwargs["attn_resolutions"]))
-  c.init_from = str(GOLDEN / "edm_tiny.pkl")
-  return c
 
 
 def zeros(config):
