@@ -32,6 +32,8 @@ NUM_IMAGES = 500
 FILE = "sigma_min.json"
 _CANDIDATES = np.geomspace(1e-4, 3.0, 12)
 _DECIDED = ("num_steps", "sigma_min", "sigma_min_search", "grid", "rho")  # fields that a search is for, or not of
+_FIELDS = {"step", "sampling", "num_steps", "by", "sigma_min", "scores"}
+_BY = {"extractor", "weights", "reference", "num_images"}
 
 
 class Found(NamedTuple):
@@ -137,7 +139,7 @@ def find(
   if found is not None:
     return found, False
   method, variables = take()
-  by, levels, first = _by(scorer, num_images), candidates(config, method), jax.process_index() == 0
+  by, levels, first = told_by(scorer, num_images), candidates(config, method), jax.process_index() == 0
   _say(config, f"the best of {len(levels)} levels is searched, {_told(by)} each")
   with tqdm(total=len(levels) * num_images, unit="img", disable=not first, leave=False) as bar:
     found = search(config, method, variables, scorer, num_images, levels=levels, progress=bar.update)._replace(by=by)
@@ -218,7 +220,7 @@ def stored(
 
   With `scorer` only by its features and real images, of at least `num_images`.
   """
-  wanted_by, identity = None if scorer is None else _by(scorer, num_images), _identity(config, step)
+  wanted_by, identity = None if scorer is None else told_by(scorer, num_images), _identity(config, step)
   found = [
     entry
     for entry in reversed(_entries(folder))
@@ -284,7 +286,7 @@ def _entries(folder) -> list[dict]:
   path = None if folder is None else epath.Path(folder) / FILE
   try:
     found = json.loads(path.read_text()) if path is not None and path.exists() else []
-    return [entry for entry in found if {"step", "sampling", "num_steps", "by", "sigma_min", "scores"} <= entry.keys()]
+    return [entry for entry in found if entry.keys() >= _FIELDS and entry["by"].keys() >= _BY]
   except (OSError, ValueError, AttributeError, TypeError) as error:
     logging.warning("%s cannot be read, and does not count: %s", path, error)
     return []
@@ -297,8 +299,8 @@ def _identity(config: ConfigDict, step: int | str | None) -> dict:
   return {"step": step, "sampling": fields, "num_steps": config.sampling.num_steps}
 
 
-def _by(scorer: Scorer, num_images: int) -> dict:
-  """What a σ_min was found by."""
+def told_by(scorer: Scorer, num_images: int) -> dict:
+  """What a search goes by, as sigma_min.json has it."""
   extractor, reference = scorer.extractor, scorer.reference("frechet")
   return {
     "extractor": extractor.name,

@@ -166,6 +166,17 @@ def jobs(study: Study, root) -> list[Job]:
   return out
 
 
+def chains(jobs: Sequence[Job]) -> list[list[Job]]:
+  """Jobs that belong together, in their order: one that starts from no other one, and those of its seed that do."""
+  out = {}
+  for job in jobs:
+    first = job
+    while first.init is not None and first.init.config is not None:
+      first = first.init
+    out.setdefault(first.workdir, []).append(job)
+  return list(out.values())
+
+
 def _predecessor(study: Study, i: int) -> int | None:
   """The number of the run whose network run i starts from; None where it names none."""
   run = study.runs[i]
