@@ -90,8 +90,6 @@ def paper(*flags):
   return ["experiments/paper.py", *flags]
 
 
-DPDM = ("--sampler=dpdm", "--sigma_max=0.001")  # three candidates are below
-
 # {name: (argv, what the line on stderr says)}; {tmp} is a folder with the workdirs of `folder`.
 MISTAKES = {
   "unknown field": (
@@ -235,13 +233,13 @@ MISTAKES = {
   ),
   "no pickle to compare": (recovery("--workdir={tmp}/run", "--compare={tmp}/a.pkl"), ["--compare={tmp}/a.pkl"]),
   "a model compared with itself": (
-    recovery("--workdir={tmp}/run", "--compare={tmp}/../{tmp}/run/"), ["--compare=", "compared with itself"]
+    recovery("--workdir={tmp}/run", "--compare={tmp}/begun/../run/"), ["--compare=", "compared with itself"]
   ),
   "σ_min given and searched": (
     sample("--workdir={tmp}/run", "--sigma_min=0.2", "--sigma_min_search"), ["--sigma_min=0.2", "--sigma_min_search"]
   ),
   "label before a search": (
-    sample("--workdir={tmp}/run", *DPDM, "--num_steps=5", "--sigma_min_search", "--label=10"), ["--label=10"]
+    sample("--workdir={tmp}/run", "--sampler=dpdm", "--num_steps=5", "--sigma_min_search", "--label=10"), ["--label=10"]
   ),
   "statistics to recover": (
     recovery("--checkpoint=tests/golden/edm_tiny.pkl", "--reference={tmp}/published.npz"), ["--data=digits"]
@@ -280,14 +278,15 @@ def get_study():
   )
 """
 OTHERS = {
-  "searched": sigma_min("--workdir={tmp}/run", "--sigma_max=0.001", "--nfe=2", "--num_images=8"),
-  "sampled as found": sample("--workdir={tmp}/run", *DPDM, "--num_steps=2", "--seeds=0", "--out={tmp}/out/found"),
-  "evaluated as found": evaluate("--workdir={tmp}/run", *DPDM, "--samplers=dpdm,heun", "--nfe=5", "--num_images=16",
+  "searched": sigma_min("--workdir={tmp}/run", "--nfe=2", "--num_images=8"),
+  "sampled as found": sample("--workdir={tmp}/run", "--sampler=dpdm", "--num_steps=2", "--seeds=0",
+                             "--out={tmp}/out/found"),
+  "evaluated as found": evaluate("--workdir={tmp}/run", "--samplers=dpdm,heun", "--nfe=5", "--num_images=16",
                                  "--metrics=frechet", "--blocks=1", "--sigma_min=0.0005", "--out={tmp}/dpdm"),
-  "searched for a pickle": evaluate("--checkpoint=tests/golden/edm_tiny.pkl", *DPDM, "--sigma_min_search", "--nfe=4",
-                                    "--data=npz:{tmp}/colours.npz", "--num_images=8", "--metrics=frechet", "--blocks=1",
-                                    "--out={tmp}/searched"),
-  "search without images": sample("--checkpoint=tests/golden/edm_tiny.pkl", *DPDM, "--sigma_min_search",
+  "searched for a pickle": evaluate("--checkpoint=tests/golden/edm_tiny.pkl", "--sampler=dpdm", "--sigma_min_search",
+                                    "--nfe=4", "--data=npz:{tmp}/colours.npz", "--num_images=8", "--metrics=frechet",
+                                    "--blocks=1", "--out={tmp}/searched"),
+  "search without images": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--sampler=dpdm", "--sigma_min_search",
                                   "--out={tmp}/out/search"),
   "pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=0/2"),
   "no pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=1/2"),
@@ -339,7 +338,7 @@ def folder(tmp_path_factory):
   np.savez(folder / "colours.npz", images=images.repeat(3, axis=-1))
   by = {"extractor": "inception", "weights": "", "reference": {"name": "mine", "sha256": ""}, "num_images": 500}
   entry = {"step": features.sha256(ROOT / "tests/golden/edm_tiny.pkl"), "num_steps": 4, "by": by, "scores": {}}
-  entry |= {"sampling": {"sampler": "dpdm", "sigma_max": 0.001}, "sigma_min": 0.0007}
+  entry |= {"sampling": {"sampler": "dpdm"}, "sigma_min": 0.0007}
   (folder / "searched").mkdir()
   (folder / "searched" / "sigma_min.json").write_text(json.dumps([entry]))
   np.savez(folder / "floats.npz", images=images / 127.5 - 1)
@@ -452,9 +451,9 @@ def test_sigma_min_is_searched_and_used(results, folder):
   code, out, err = results["searched"]
   assert code == 0, err
   rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in out.splitlines() if line.startswith("|")]
-  assert rows[0] == ["σ_min", "NFE 2"] and len(rows) == 2 + 3 + 2 and rows[-1] == ["published", ""]
+  assert rows[0] == ["σ_min", "NFE 2"] and len(rows) == 2 + 12 + 2 and rows[-1] == ["published", ""]
   (entry,) = json.loads((folder / "run" / "sigma_min.json").read_text())
-  assert rows[-2] == ["best", f"{entry['sigma_min']:g}"] and len(entry["scores"]) == 3 and entry["step"] == 24
+  assert rows[-2] == ["best", f"{entry['sigma_min']:g}"] and len(entry["scores"]) == 12 and entry["step"] == 24
   code, out, err = results["sampled as found"]
   assert code == 0, err
   assert out.startswith(f"σ_min for 2 steps: {entry['sigma_min']:g} (found before, 8 images by digits against")
