@@ -72,7 +72,7 @@ def _parse(argv):
     _end(lines[0] + because, 2)
   except Exception as error:  # an override of a field that does not exist, or whatever a config file raises
     given = {arg.lstrip("-").partition("=")[0]: arg for arg in argv[1:]}
-    unread = [given[name] for name in _CONFIGS if name in given and flags.FLAGS[name].value is None]
+    unread = [given[name] for name in _configs if name in given and flags.FLAGS[name].value is None]
     file = unread[0] if unread else given.get("config", "--config")
     message = " ".join(str(error).split())
     _end(_unknown_override(argv) or f"{file} cannot be read: {type(error).__name__}: {message}", 2)
@@ -83,28 +83,32 @@ def _unknown_override(argv) -> str | None:
   for arg in argv[1:]:
     name, _, value = arg.lstrip("-").partition("=")
     prefix, _, field = name.partition(".")
-    if prefix in _CONFIGS and field and field not in known:
+    if prefix in _configs and field and field not in known:
       return config_lib.of_file(prefix, config_lib.unknown_field(field, value, known)).args[0]
   return None
 
 
-_CONFIGS = ("config", "init_config")  # names of flags that are a config file
+_configs: list[str] = []  # names of the flags of this program that are a config file
 
 
-def define_config(name: str = "config", about: str = "Config file, for instance configs/edm_digits.py"):
+def define_config(
+  name: str = "config", about: str = "Config file, for instance configs/edm_digits.py", required: bool = True
+):
   """Defines --config=FILE with --config.field=value overrides; returns a function that gives the config.
 
   Args:
-    name: one of _CONFIGS; all but "config" may be left out, and are then None.
+    name: of the flag.
     about: what the file is.
+    required: raise a UsageError where it is left out; else the config is None.
   """
   holder = config_flags.DEFINE_config_file(name, None, about)
+  _configs.append(name)
 
   def get() -> ConfigDict | None:
     if holder.value is None:
-      if name != "config":
+      if not required:
         return None
-      raise UsageError("--config is missing: give a file such as configs/edm_digits.py")
+      raise UsageError(f"--{name} is missing: give a file such as configs/edm_digits.py")
     if not isinstance(holder.value, ConfigDict):
       raise UsageError(f"--{name}={flags.FLAGS[name].config_filename}: no such file, or it has no get_config()")
     return holder.value
@@ -157,10 +161,7 @@ class Model(NamedTuple):
 
 
 class ModelFlags:
-  """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False.
-
-  `open` and `provenance` take the path of another model too: a workdir (its newest checkpoint) or a published FILE.pkl.
-  """
+  """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False."""
 
   def __init__(self, published: bool = True, sampling: bool = True):
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
@@ -189,77 +190,47 @@ class ModelFlags:
     """Whether a published checkpoint was given."""
     return bool(self._pickle())
 
-  def provenance(self, step: int | None, path: str | None = None) -> dict:
+  @property
+  def path(self) -> str:
+    """Of the workdir, or of the published pickle."""
+    return self._pickle() or str(self.folder())
+
+  def provenance(self, step: int | None) -> dict:
     """The name, step and SHA-256 of the checkpoint that `open` gave with this step, for records."""
-    folder, pickle = self._places(path)
-    if pickle:
-      pickle = epath.Path(pickle)
-      return {"name": pickle.name, "step": None, "sha256": features.sha256(pickle)}
-    return {"name": folder.name, "step": step, "sha256": checkpoint.fingerprint(folder, step)}
-
-  def _places(self, path: str | None) -> tuple[epath.Path, str | None]:
-    """The workdir and the published pickle, one of which counts: of the flags, or of a path."""
-    if path is None:
-      return self.folder(), self._pickle()
-    return epath.Path(path), path if path.endswith(".pkl") else None
-
-  def _chosen_step(self, folder: epath.Path, text: str | None) -> int:
-    """The checkpoint asked for, as the first host sees it."""
-    if text is not None and text != "best" and not text.isdigit():
-      raise UsageError(f"--step={text}: expected a number, or best")
-    choose = {None: checkpoint.newest_whole, "best": checkpoint.best}.get(text, lambda _: text)
-    return int(mesh.from_first_host(lambda: str(choose(folder))))
+    return provenance(self.path, step)
 
   def _pickle(self) -> str | None:
     return None if self._published is None else self._published.value
 
-  def open(self, path: str | None = None, search: bool = True) -> Model:
-    """Loads the model, or that of another path; its config.sampling has the flags put in.
+  def open(self, search: bool = True) -> Model:
+    """Loads the model; its config.sampling has the flags put in.
 
     Args:
-      path: a workdir or a published pickle in place of that of the flags.
-      search: put in the σ_min of DPDM's grid too, searched where config.sampling leaves that to a search.
+      search: put in the σ_min of DPDM's grid too, see `with_sigma_min`.
 
     Raises:
-      UsageError: as `folder`, or the published checkpoint cannot be read.
-      WorkdirError, ConfigError: there is no such run or checkpoint, or a flag's value is wrong.
+      UsageError: as `folder`, or there is no such run or checkpoint, or it cannot be read.
+      ConfigError: a flag's value is wrong.
     """
-    folder, pickle = self._places(path)
-    if not pickle:
-      config = self._with_sampler_flags(checkpoint.read_config(folder))
-      step = self._chosen_step(folder, self._step.value if path is None else None)
-      method, variables = checkpoint.load_for_inference(folder, step, config)
-      if search:
-        config = checked(sigma_min.resolve, config, folder, step, lambda: (method, variables))
-      return Model(config, method, variables, step, f"step {step}")
-    model = open_published(pickle, "--checkpoint", self._with_sampler_flags)
-    if search:
-      take = lambda: (model.method, model.variables)
-      model = model._replace(config=checked(sigma_min.resolve, model.config, None, None, take))
-    return model
+    folder = self.folder()
+    if self.published:
+      model = open_published(self._pickle(), "--checkpoint", self._with_sampler_flags)
+    else:
+      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags)
+    return self.with_sigma_min(model) if search else model
 
+  def with_sigma_min(self, model: Model) -> Model:
+    """The model with the σ_min of DPDM's grid, which is searched where config.sampling leaves it to a search.
 
-def open_published(path: str, flag: str, override: Callable[[ConfigDict], ConfigDict] = lambda config: config) -> Model:
-  """Loads a published EDM pickle.
+    Raises:
+      UsageError, ConfigError: as `sigma_min.resolve`.
+    """
+    folder, take = None if self.published else self.folder(), lambda: (model.method, model.variables)
+    return model._replace(config=checked(sigma_min.resolve, model.config, folder, model.step, take))
 
-  Args:
-    path: the pickle.
-    flag: that the user gave it by.
-    override: puts the user's fields into its config.
-
-  Raises:
-    UsageError: it cannot be read.
-    ConfigError: a field's value is wrong.
-  """
-  try:
-    denoise, params = edm_checkpoint.load(path)
-  except ValueError as error:
-    raise UsageError(f"{flag}={error}") from None
-  config, method = edm_checkpoint.as_run(denoise)
-  config = override(config)
-  config_lib.check(config)
-  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
-  return Model(config, method, {"params": params}, None, epath.Path(path).name)
+  def with_sampler(self, config: ConfigDict, name: str) -> ConfigDict:
+    """The config with another sampler in place of that of --sampler, and all other flags put in."""
+    return self._with_sampler_flags(config, name)
 
 
 def open_model(path: str, flag: str) -> Model:
@@ -269,13 +240,52 @@ def open_model(path: str, flag: str) -> Model:
     UsageError: there is neither, or it cannot be read.
     ConfigError: the run's config is wrong.
   """
-  if path.endswith(".pkl"):
-    return open_published(path, flag)
+  return open_published(path, flag) if path.endswith(".pkl") else open_run(path, flag)
+
+
+def open_run(
+  path: str, flag: str, step: str | None = None, override: Callable = ConfigDict.copy_and_resolve_references
+) -> Model:
+  """Loads a run's checkpoint.
+
+  Args:
+    path: the workdir.
+    flag: that the user gave it by.
+    step: a number, or "best"; the newest by default.
+    override: config -> config; puts the user's fields in.
+
+  Raises:
+    UsageError: there is no such checkpoint, or it cannot be read.
+    ConfigError: a field's value is wrong.
+  """
+  if step is not None and step != "best" and not step.isdigit():
+    raise UsageError(f"--step={step}: expected a number, or best")
+  choose = {None: checkpoint.newest_whole, "best": checkpoint.best}.get(step, lambda _: step)
   try:
-    config, step = checkpoint.read_config(path), checkpoint.newest_whole(path)
-    return Model(config, *checkpoint.load_for_inference(path, step, config), step, f"step {step}")
+    config = override(checkpoint.read_config(path))
+    number = int(mesh.from_first_host(lambda: str(choose(path))))
+    return Model(config, *checkpoint.load_for_inference(path, number, config), number, f"step {number}")
   except WorkdirError as error:
     raise UsageError(str(error).replace("--workdir", flag)) from None
+
+
+def open_published(path: str, flag: str, override: Callable = ConfigDict.copy_and_resolve_references) -> Model:
+  """Loads a published EDM pickle; arguments and errors as of `open_run`."""
+  try:
+    config, method, variables = edm_checkpoint.load_run(path)
+  except ValueError as error:
+    raise UsageError(f"{flag}={error}") from None
+  config = override(config)
+  config_lib.check(config)
+  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
+  return Model(config, method, variables, None, epath.Path(path).name)
+
+
+def provenance(path: str, step: int | None) -> dict:
+  """The name, step and SHA-256 of a run's checkpoint or, with None, of a published pickle, for records."""
+  path = epath.Path(path)
+  sha256 = features.sha256(path) if step is None else checkpoint.fingerprint(path, step)
+  return {"name": path.name, "step": step, "sha256": sha256}
 
 
 class ScoreFlags:
@@ -415,19 +425,29 @@ def seeds(text: str) -> list[int]:
 
 
 def define_sampler():
-  """Defines a flag for every field of config.sampling; returns (config) -> the config with those given put in."""
+  """Defines a flag for every field of config.sampling; returns (config, sampler=None) -> the config with them put in.
+
+  `sampler` goes in place of --sampler. It brings its grid along, see `sampling.with_sampler`, unless --grid is given.
+  """
   default = config_lib.default().sampling
   kinds = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  notes = {
+    "sigma_min_search": "; of the dpdm grid alone, samplers on other grids have nothing to search",
+    "grid": ", or that of --sampler where one is given",
+  }
   holders = {
-    name: kinds[type(value)](name, None, f"config.sampling.{name}; the run's own by default.")
+    name: kinds[type(value)](name, None, f"config.sampling.{name}; the run's own by default{notes.get(name, '')}.")
     for name, value in default.items()
   }
 
-  def override(config: ConfigDict) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    for name, holder in holders.items():
-      if holder.value is not None:
-        config.sampling[name] = holder.value
+  def override(config: ConfigDict, sampler: str | None = None) -> ConfigDict:
+    given = {name: holder.value for name, holder in holders.items() if holder.value is not None}
+    config = sampling.with_sampler(config, sampler or given.get("sampler", config.sampling.sampler))
+    if given.get("sigma_min_search"):
+      if given.get("sigma_min"):
+        raise UsageError(f"--sigma_min={given['sigma_min']:g}: goes without --sigma_min_search, which finds one")
+      config.sampling.sigma_min = 0.0  # the run's own would go before the search
+    config.sampling.update({name: value for name, value in given.items() if name != "sampler"})
     return config
 
   return override

@@ -113,7 +113,7 @@ def default() -> ConfigDict:
   c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm
   c.sampling.process = "own"  # x_t = s(t)·(x_0 + σ(t)·ε): own, the method's; edm, vp, ve
   c.sampling.sigma_min = 0.0  # 0: the grid's own, .002 for edm
-  c.sampling.sigma_min_search = False  # of the dpdm grid: search σ_min by score, in place of the published table
+  c.sampling.sigma_min_search = False  # by score, not of the published table; of the dpdm grid alone
   c.sampling.sigma_max = 0.0  # 0: the grid's own, 80 for edm
   c.sampling.rho = 7.0  # of the edm grid
   c.sampling.churn = 0.0  # S_churn, for euler and heun; with S_tmin, S_tmax, S_noise

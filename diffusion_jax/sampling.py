@@ -71,6 +71,22 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
   return process, np.asarray(process.inverse(levels))
 
 
+def with_sampler(config, name: str):
+  """A copy of a run's config with another sampler, on a grid that goes with it.
+
+  The DPDM sampler takes DPDM's grid, and others take EDM's in place of DPDM's. The run's own sampler leaves all as it
+  is, and what config.sampling has of num_steps, sigma_min and the rest stays in any case.
+  """
+  config = config.copy_and_resolve_references()
+  if name != config.sampling.sampler:
+    config.sampling.sampler = name
+    if name == "dpdm":
+      config.sampling.grid = "dpdm"
+    elif config.sampling.grid == "dpdm":
+      config.sampling.grid = "edm"
+  return config
+
+
 def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, float]:
   """[σ_min, σ_max] of the grid: what was asked for, clamped with a warning, or else the grid's own."""
   own = _RANGES[config.grid]

@@ -7,7 +7,8 @@
 
 Writes OUT/scores.jsonl (every score with its provenance), scores.md (the table), scores.png (score against evaluations,
 a line a sampler) and the first hundred images of every setting. The same command goes on where it was interrupted, and
-computes no score twice.
+computes no score twice. A σ_min of DPDM's grid that is searched is kept in the workdir's sigma_min.json, that of a
+published checkpoint in OUT's.
 """
 
 import dataclasses
@@ -58,10 +59,10 @@ def main():
   except OSError as error:
     raise cli.UsageError(f"--out={out}: {error}") from None
   if not _IMAGES.value:
-    take, folder = lambda: (method, variables), None if model_flags.published else model_flags.folder()
-    subjects = {}
+    take, subjects = lambda: (method, variables), {}
+    kept = (out, checkpoint["sha256"]) if model_flags.published else (model_flags.folder(), step)
     for label, each in chosen.items():
-      each = cli.checked(sigma_min.resolve, each, folder, step, take, scorers)
+      each = cli.checked(sigma_min.resolve, each, *kept, take, scorers)
       subjects[label] = bench.of_model(checkpoint, each, take)
 
   records, rows = Records(out / "scores.jsonl"), []
@@ -82,8 +83,7 @@ def settings(config: ConfigDict, method) -> dict[tuple[str, int], ConfigDict]:
   out = {}
   for sampler in _SAMPLERS.value or [config.sampling.sampler]:
     for nfe in _NFE.value or [None]:
-      chosen = config.copy_and_resolve_references()
-      chosen.sampling.sampler = config_lib.choose("sampling.sampler", sampler, method.samplers)
+      chosen = model_flags.with_sampler(config, config_lib.choose("sampling.sampler", sampler, method.samplers))
       if nfe is not None:
         chosen.sampling.num_steps = cli.nfe_steps(nfe, chosen, method)
       config_lib.check(chosen)

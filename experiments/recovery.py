@@ -8,7 +8,7 @@
 Each real image is taken once, with its label where the model has classes. Writes OUT/recovery.jsonl (every score with
 its provenance), recovery.md (the table), recovery.png (score against noise level, a line a model) and
 recovery_images.png: the clean images, then for each noise level the noisy ones and a row of what each model makes of
-them. The same command goes on where it was interrupted, and computes no score twice.
+them, named on the left. The same command goes on where it was interrupted, and computes no score twice.
 """
 
 import jax
@@ -17,11 +17,10 @@ from absl import flags
 from etils import epath
 from tqdm.auto import tqdm
 
-from diffusion_jax import cli
+from diffusion_jax import cli, files
 from diffusion_jax.evaluation import bench, recovery, report
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.records import Records
-from diffusion_jax.training.checkpoint import WorkdirError
 
 _SIGMAS = flags.DEFINE_list("sigmas", list(map(str, recovery.SIGMAS)), "Noise levels, EDM's σ.")
 _COMPARE = flags.DEFINE_list("compare", [], "More workdirs or published pickles (.pkl), for the same table and plot.")
@@ -39,41 +38,36 @@ def main():
   levels = sigmas(_SIGMAS.value)
   if model_flags.published:
     score_flags.check_real(None)
-  models = {None: model_flags.open(search=False)}
-  for path in _COMPARE.value:
-    try:
-      models[path] = model_flags.open(path, search=False)
-    except (cli.UsageError, WorkdirError) as error:
-      raise cli.UsageError(f"--compare: {error}") from None
+  main_path, named = model_flags.path, names([model_flags.path, *_COMPARE.value])
+  models = {main_path: model_flags.open(search=False)}
+  models |= {path: cli.open_model(path, "--compare") for path in _COMPARE.value}
   for model in models.values():
     for sigma in levels:
       cli.checked(recovery.check, model.method, sigma)
-  data = models[None].config.data
-  scorers = score_flags.scorers(models[None].config, (data.resolution, data.resolution, data.channels))
+  config = models[main_path].config
+  data = config.data
+  scorers = score_flags.scorers(config, (data.resolution, data.resolution, data.channels))
   num_images, blocks = score_flags.protocol(scorers)
   real, subjects = recovery.real_images(scorers), {}
-  for path, name in names(models).items():
-    model = models[path]
-    open_model = lambda model=model: (model.method, model.variables)
-    checkpoint = model_flags.provenance(model.step, path)
+  for path, model in models.items():
+    take = lambda model=model: (model.method, model.variables)
+    checkpoint = cli.provenance(path, model.step)
     for sigma in levels:
-      subjects[name, sigma] = cli.checked(recovery.of_model, checkpoint, model.config, open_model, real, sigma)
+      subjects[named[path], sigma] = cli.checked(recovery.of_model, checkpoint, model.config, take, real, sigma)
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={out}: {error}") from None
 
   records, found = Records(out / "recovery.jsonl"), {}
-  before, first = len(records), jax.process_index() == 0
+  first = jax.process_index() == 0
   with tqdm(total=len(subjects) * blocks * num_images, unit="img", disable=not first) as bar:
     for (name, sigma), subject in subjects.items():
       bar.set_description(f"{name} {sigma:g}")
       scored = cli.checked(bench.score, subject, scorers, records, num_images, blocks, progress=bar.update)
       found[name, sigma] = bench.summary(scored)
   if first:
-    picture = out / "recovery_images.png"
-    if len(records) > before or not picture.exists():
-      draw_images(picture, models[None].method, real.source, subjects)
+    draw_images(out / "recovery_images.png", models[main_path].method, real.source, subjects)
     write(out, found, real, num_images, blocks)
 
 
@@ -88,22 +82,28 @@ def sigmas(texts: list[str]) -> list[float]:
   return levels
 
 
-def names(models: dict[str | None, cli.Model]) -> dict[str | None, str]:
-  """What tables call each model: the name of its folder or file; its path where two have the same."""
-  short = {path: model_flags.provenance(model.step, path)["name"] for path, model in models.items()}
-  return {path: name if path is None or list(short.values()).count(name) == 1 else path for path, name in short.items()}
+def names(paths: list[str]) -> dict[str, str]:
+  """What tables call each model: the name of its folder or file; the paths of those that have the same."""
+  short = [epath.Path(path).name for path in paths]
+  for i, path in enumerate(paths):
+    if files.absolute(path) in map(files.absolute, paths[:i]):
+      raise cli.UsageError(f"--compare={','.join(paths[1:])}: {path} would be compared with itself")
+  return {path: name if short.count(name) == 1 else path for path, name in zip(paths, short)}
 
 
 def draw_images(path: epath.Path, method, source, subjects: dict[tuple[str, float], bench.Subject]):
-  """Writes the rows of clean, noisy and denoised images, of the first seeds."""
-  seeds = np.arange(COLUMNS)
-  rows = []
+  """Draws the rows of clean, noisy and denoised images, of the first seeds."""
+  seeds, rows = np.arange(COLUMNS), []  # (label, images)
   for sigma in dict.fromkeys(sigma for _, sigma in subjects):
     clean, noisy = recovery.noisy(method, source, seeds, sigma)
-    rows += [noisy] if rows else [clean, noisy]
-    rows += [subject.draw()[0](seeds) for (_, level), subject in subjects.items() if level == sigma]
-  scale = 4 if clean.shape[1] < 32 else 1
-  images_lib.save_png(path, np.concatenate(rows), COLUMNS, scale, overwrite=True)
+    rows += [] if rows else [("clean", clean)]
+    rows.append((f"noisy, σ = {sigma:g}", noisy))
+    rows += [(name, subject.draw()[0](seeds)) for (name, level), subject in subjects.items() if level == sigma]
+  left, images = zip(*rows)
+  figure, axes = images_lib.figure(1, 1, (len(rows), COLUMNS), clean.shape[1])
+  images_lib.draw(axes[0, 0], images, left=left)
+  with path.open("wb") as file:
+    figure.savefig(file, dpi=images_lib.DPI, bbox_inches="tight", format="png")
 
 
 def write(out: epath.Path, found: dict, real, num_images: int, blocks: int):

@@ -24,7 +24,8 @@ def main():
   start_hosts()
   seeds = np.array(cli.seeds(_SEEDS.value))
   png, npz = outputs(model_flags.folder())
-  config, method, variables, _, name = model_flags.open()
+  model = model_flags.open(search=False)  # what is wrong is said before that
+  config, method, variables, _, name = model
   labels = sampling.default_labels(config, seeds)
   if _LABEL.value is not None:
     if not 0 <= _LABEL.value < config.data.num_classes:
@@ -34,6 +35,7 @@ def main():
     png.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={png.parent}: {error}") from None
+  config = model_flags.with_sigma_min(model).config
   images = sampling.generate_together(config, method, variables, seeds, labels)
   if jax.process_index() != 0:
     return

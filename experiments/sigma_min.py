@@ -1,15 +1,15 @@
 """Searches the smallest noise level of DPDM's grid for a run, by score, for each number of evaluations.
 
-  python experiments/sigma_min.py --workdir=runs/mine --sampler=dpdm --nfe=2,3,4,5,6,7,8
+  python experiments/sigma_min.py --workdir=runs/mine --nfe=2,3,4,5,6,7,8
 
 Prints the scores of all candidates, and keeps what it found in WORKDIR/sigma_min.json, where sample.py, evaluate.py and
 studies find it; what is there already is not searched again. They search by themselves where it is missing: for 2 and 3
-evaluations, which the paper's table does not list, and with --sigma_min_search for all.
+evaluations, which the paper's table does not list, and with --sigma_min_search for all; without learned features, by
+pixels, only with that flag. The sampler is DPDM's unless --sampler names another.
 """
 
 import jax
 from absl import flags
-from tqdm.auto import tqdm
 
 from diffusion_jax import cli, times
 from diffusion_jax import config as config_lib
@@ -19,6 +19,7 @@ _NFE = flags.DEFINE_list("nfe", ["2", "3", "4", "5", "6", "7", "8"], "Network ev
 _NUM_IMAGES = flags.DEFINE_integer("num_images", sigma_min.NUM_IMAGES, "Images of each candidate.", lower_bound=2)
 _INCEPTION = flags.DEFINE_string("inception", None, "Weights: weights-inception-2015-12-05-6726825d.pth.")
 model_flags = cli.ModelFlags(published=False)
+flags.FLAGS.set_default("sampler", "dpdm")
 start_hosts = cli.define_hosts()
 
 
@@ -35,18 +36,13 @@ def main():
     if settings[nfe].sampling.num_steps == 1:
       raise cli.UsageError(f"--nfe={nfe}: one step is from σ_max, it has no σ_min")
   scorer = cli.checked(sigma_min.scorer_of, config, _INCEPTION.value)
-  folder, count, found = model_flags.folder(), _NUM_IMAGES.value, {}
-  with tqdm(unit="img", disable=jax.process_index() != 0, leave=False) as bar:
-    for nfe, setting in settings.items():
-      bar.set_description(f"NFE {nfe}")
-      found[nfe] = sigma_min.stored(folder, setting, step, scorer, count)
-      if found[nfe] is None:
-        found[nfe] = cli.checked(sigma_min.search, setting, method, variables, scorer, count, progress=bar.update)
-        sigma_min.save(folder, setting, step, scorer, count, found[nfe])
+  take, found = lambda: (method, variables), {}
+  for nfe, setting in settings.items():
+    found[nfe], _ = cli.checked(sigma_min.find, setting, model_flags.folder(), step, take, scorer, _NUM_IMAGES.value)
   if jax.process_index() == 0:
     print(table(found, settings))
     features = report.title("frechet", scorer.extractor.name)
-    print(f"\n{features} of {name} by {config.sampling.sampler}, {count} images a score, the best in bold.")
+    print(f"\n{features} of {name} by {config.sampling.sampler}, {_NUM_IMAGES.value} images a score, the best in bold.")
 
 
 def table(found: dict[str, sigma_min.Found], settings: dict) -> str:

@@ -8,12 +8,10 @@ Runs and their scores are kept under --runs, in workdirs named after a hash of t
 only what is missing. Writes OUT/README.md (tables), OUT/scores.jsonl (every score with its provenance) and the plots. A
 part leaves these to --collect, which makes them of all that is on file and computes nothing.
 
-A run that starts from another's network (Run.init) needs that one trained. Where that one is of another part and still
-missing, the run is passed over with a line that says so, and the exit code in the end is 1: start the part again later.
+A run that starts from another's network (Run.init) is of the same part as that one.
 """
 
 import json
-import sys
 
 from absl import flags
 from etils import epath
@@ -26,7 +24,7 @@ from diffusion_jax.training.faults import Diverged
 
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "Folder of the workdirs.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the results; results/STUDY by default.")
-_PART = flags.DEFINE_string("part", None, "i/n: only every n-th run, from the i-th; for several machines.")
+_PART = flags.DEFINE_string("part", None, "i/n: every n-th run, from the i-th; for several machines.")
 _LIST = flags.DEFINE_bool("list", False, "Only say what is done and what is missing.")
 _COLLECT = flags.DEFINE_bool("collect", False, "Only make tables and plots of what is on file.")
 _FILES = {
@@ -41,7 +39,11 @@ def main():
   (path,) = cli.arguments()
   study = cli.checked(runs.load, path)
   jobs = cli.checked(runs.jobs, study, _RUNS.value)
-  jobs = jobs[part(_PART.value)] if _PART.value else jobs
+  if _PART.value:
+    jobs = [job for chain in runs.chains(jobs)[part(_PART.value)] for job in chain]
+    if not jobs:
+      print(f"--part={_PART.value}: nothing is left for it")
+      return
   pool = runs.ScorerPool(study, {name: flag.value for name, flag in _FILES.items()})
   if _LIST.value:
     for job in jobs:
@@ -49,7 +51,7 @@ def main():
       print(f"{'trained' if runs.trained(job) else 'missing':8} {done:4} scores  {job.workdir}")
     return
   out = epath.Path(_OUT.value or f"results/{epath.Path(path.partition(':')[0]).stem}")
-  found, failed, waiting, diverged = [], [], [], set()
+  found, failed = [], []
   for i, job in enumerate(jobs):
     if not runs.trained(job):
       if _COLLECT.value:
@@ -57,31 +59,22 @@ def main():
       print(f"[{i + 1}/{len(jobs)}] {job.workdir}", flush=True)
       try:
         runs.train(job)
-      except runs.Waiting as error:
-        if job.init.workdir in diverged:
-          diverged.add(job.workdir)
-          failed.append(f"{job.workdir.name}: not trained, as it starts from {job.init.workdir.name}")
-        else:
-          waiting.append(str(error))
-          print(error, flush=True)
+      except runs.Waiting:  # for one that diverged
+        failed.append(f"{job.workdir.name}: not trained, as it starts from {job.init.workdir.name}")
         continue
       except runs.Stopped as stopped:
         print(f"stopped: {stopped}")
         return
       except Diverged as error:
-        diverged.add(job.workdir)
         failed.append(f"{job.workdir.name}: {error}")
         continue
     found += cli.checked(scores, study, pool, job, _COLLECT.value)
-  if not found and not waiting:
+  if not found:
     raise cli.UsageError("there is no score on file yet" if not failed else "; ".join(failed))
   if _PART.value and not _OUT.value:
     print(f"{len(found)} scores are on file; --collect makes the tables of all parts")
-  elif found:
+  else:
     cli.checked(write, study, found, failed, out, path)
-  if waiting:
-    print(f"error: not all is done: {'; '.join(waiting)}", file=sys.stderr)
-    sys.exit(1)
 
 
 def scores(study: Study, pool: runs.ScorerPool, job: runs.Job, stored_only: bool) -> list[dict]:

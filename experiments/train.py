@@ -11,12 +11,16 @@ On several hosts (a TPU pod, GPU machines under Slurm), the same command on each
 """
 
 from absl import flags
+from etils import epath
 
 from diffusion_jax import cli
+from diffusion_jax.config import ConfigError
 from diffusion_jax.training import loop, plan, predecessor
 
 get_config = cli.define_config()
-get_init_config = cli.define_config("init_config", "Config of the run of config.init_from, which is trained first.")
+get_init_config = cli.define_config(
+  "init_config", "Config of the run of config.init_from, which is trained first.", required=False
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, shared by all hosts; resumed if it exists.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the update and print what it needs; train and write nothing.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For --dry_run: TPU chips that are not here, such as v5e:2x4.")
@@ -35,10 +39,22 @@ def main():
   start_hosts()
   if init_config is not None and not predecessor.train(config, init_config, _WORKDIR.value):
     return
-  if _DRY_RUN.value:
-    plan.show(config, _WORKDIR.value, _TOPOLOGY.value)
-  else:
-    loop.train(config, _WORKDIR.value, steps)
+  try:
+    if _DRY_RUN.value:
+      plan.show(config, _WORKDIR.value, _TOPOLOGY.value)
+    else:
+      loop.train(config, _WORKDIR.value, steps)
+  except ConfigError as error:
+    if not missing(config.init_from) or "no run here" not in str(error):
+      raise
+    message = str(error).replace(f"--workdir={config.init_from}: ", "")
+    hint = "train it first" if _DRY_RUN.value else "--init_config=FILE trains it first"
+    raise ConfigError(f"{message}; {hint}") from None
+
+
+def missing(init_from: str) -> bool:
+  """Whether config.init_from names a run that could be trained first, and is not there."""
+  return bool(init_from) and not init_from.endswith(".pkl") and not (epath.Path(init_from) / "config.json").exists()
 
 
 def profiled(text: str | None) -> range | None:

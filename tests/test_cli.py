@@ -5,6 +5,7 @@ All calls run in children forked from one process that has imported the library,
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from training import tiny
 
 from diffusion_jax import cli, methods
 from diffusion_jax.data import sources
+from diffusion_jax.evaluation import features
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint, start
 
@@ -142,11 +144,19 @@ MISTAKES = {
   ),
   "part of nothing": (train(DEMO, NEW, "--config.init_only=('net/*',)"), ["init_only", "without init_from"]),
   "run before nothing": (train(DEMO, NEW, "--init_config=configs/edm_digits.py"), ["config.init_from = ''"]),
+  "config beside one that is not asked for": (
+    ["experiments/benchmark.py", "--config={tmp}/broken.py", "--init_config=x"], ["broken.py"]
+  ),
+  "no run before": (
+    train("--config=configs/dpdm_digits.py", NEW, "--config.init_from={tmp}/nowhere"),
+    ["config.init_from = '{tmp}/nowhere': no run here, config.json is missing; --init_config=FILE trains it first"],
+  ),
   "run before a pickle": (
     train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from=a.pkl"), ["config.init_from = 'a.pkl'"]
   ),
   "another run before": (
-    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from={tmp}/run"), ["{tmp}/run holds a run"]
+    train(DEMO, NEW, "--init_config=configs/edm_digits.py", "--config.init_from={tmp}/run"),
+    ["config.init_from = '{tmp}/run' holds a run with init_config."],
   ),
   "dry run of two": (
     train(DEMO, "--dry_run", "--init_config=configs/edm_digits.py"), ["--init_config", "without --dry_run"]
@@ -218,7 +228,19 @@ MISTAKES = {
   "no noise level": (recovery("--workdir={tmp}/run", "--sigmas=0.5,0"), ["--sigmas=0.5,0", "positive"]),
   "noise level that is no number": (recovery("--workdir={tmp}/run", "--sigmas=1,x"), ["--sigmas=1,x", "0.1,0.5,2"]),
   "no noise levels": (recovery("--workdir={tmp}/run", "--sigmas="), ["--sigmas="]),
-  "nothing to compare": (recovery("--workdir={tmp}/run", "--compare={tmp}/nothing"), ["--compare: ", "no run here"]),
+  "nothing to compare": (
+    recovery("--workdir={tmp}/run", "--compare={tmp}/nothing"), ["--compare={tmp}/nothing: no run here"]
+  ),
+  "no pickle to compare": (recovery("--workdir={tmp}/run", "--compare={tmp}/a.pkl"), ["--compare={tmp}/a.pkl"]),
+  "a model compared with itself": (
+    recovery("--workdir={tmp}/run", "--compare={tmp}/begun/../run/"), ["--compare=", "compared with itself"]
+  ),
+  "σ_min given and searched": (
+    sample("--workdir={tmp}/run", "--sigma_min=0.2", "--sigma_min_search"), ["--sigma_min=0.2", "--sigma_min_search"]
+  ),
+  "label before a search": (
+    sample("--workdir={tmp}/run", "--sampler=dpdm", "--num_steps=5", "--sigma_min_search", "--label=10"), ["--label=10"]
+  ),
   "statistics to recover": (
     recovery("--checkpoint=tests/golden/edm_tiny.pkl", "--reference={tmp}/published.npz"), ["--data=digits"]
   ),
@@ -229,7 +251,7 @@ MISTAKES = {
   "nothing to collect": (study("experiments/studies/edm_table2_digits.py", "--collect", "--runs={tmp}/new"),
                          ["no score on file"]),
   "published pickles": (study("experiments/studies/edm_published.py:table2,{tmp},{tmp}"), ["none of the published"]),
-  "one step has no σ_min": (sigma_min("--workdir={tmp}/run", "--sampler=dpdm", "--nfe=1"), ["--nfe=1", "σ_max"]),
+  "one step has no σ_min": (sigma_min("--workdir={tmp}/run", "--nfe=1"), ["--nfe=1", "σ_max"]),
   "search by one image": (sigma_min("--workdir={tmp}/run", "--num_images=1"), ["num_images"]),
   "no such paper": (paper("emd", "table2"), ["emd", "edm", "dpdm"]),
 }  # fmt: skip
@@ -249,23 +271,25 @@ PUPILS = """
 from diffusion_jax.study import Evaluation, Run, Study
 
 def get_study():
-  fields = {"train.num_steps": 4}
   return Study(
-    runs=[Run({"of": "teacher"}, "tests/training/toy.py", fields),
-          Run({"of": "pupil"}, "tests/training/toy.py", fields, init={"of": "teacher"})],
+    runs=[Run({"of": "teacher"}, "FOLDER/poisoned.py"),
+          Run({"of": "pupil"}, "FOLDER/poisoned.py", init={"of": "teacher"})],
     evaluations=[Evaluation({}, {"sampler": "euler", "num_steps": 1})], seeds=(0,), metrics=("frechet",), num_images=16,
   )
 """
-DPDM = ("--sampler=dpdm", "--grid=dpdm")
 OTHERS = {
-  "searched": sigma_min("--workdir={tmp}/run", "--sampler=dpdm", "--nfe=2", "--num_images=8"),
-  "sampled as found": sample("--workdir={tmp}/run", *DPDM, "--num_steps=2", "--seeds=0", "--out={tmp}/out/found"),
-  "evaluated as found": evaluate("--workdir={tmp}/run", *DPDM, "--nfe=4", "--num_images=16", "--metrics=frechet",
-                                 "--blocks=1", "--sigma_min=0.25", "--sigma_min_search", "--out={tmp}/dpdm"),
-  "search without images": sample("--checkpoint=tests/golden/edm_tiny.pkl", *DPDM, "--sigma_min_search",
+  "searched": sigma_min("--workdir={tmp}/run", "--nfe=2", "--num_images=8"),
+  "sampled as found": sample("--workdir={tmp}/run", "--sampler=dpdm", "--num_steps=2", "--seeds=0",
+                             "--out={tmp}/out/found"),
+  "evaluated as found": evaluate("--workdir={tmp}/run", "--samplers=dpdm,heun", "--nfe=5", "--num_images=16",
+                                 "--metrics=frechet", "--blocks=1", "--sigma_min=0.0005", "--out={tmp}/dpdm"),
+  "searched for a pickle": evaluate("--checkpoint=tests/golden/edm_tiny.pkl", "--sampler=dpdm", "--sigma_min_search",
+                                    "--nfe=4", "--data=npz:{tmp}/colours.npz", "--num_images=8", "--metrics=frechet",
+                                    "--blocks=1", "--out={tmp}/searched"),
+  "search without images": sample("--checkpoint=tests/golden/edm_tiny.pkl", "--sampler=dpdm", "--sigma_min_search",
                                   "--out={tmp}/out/search"),
-  "pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=1/2"),
-  "pupils listed": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--list"),
+  "pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=0/2"),
+  "no pupils": study("{tmp}/pupils.py", "--runs={tmp}/pupils", "--part=1/2"),
   "two runs": train("--config=tests/training/toy.py", "--workdir={tmp}/pupil", "--config.init_from={tmp}/teacher",
                     "--config.train.num_steps=4", "--init_config=tests/training/toy.py",
                     "--init_config.train.num_steps=8"),
@@ -280,8 +304,8 @@ OTHERS = {
   "evaluated again": evaluate("--workdir={tmp}/run", "--samplers=heun,euler", "--nfe=1,3", "--num_images=20",
                               "--blocks=2", "--out={tmp}/scores"),
   "recovered": recovery("--workdir={tmp}/run", "--sigmas=0.1,2", "--num_images=20", "--out={tmp}/recovered"),
-  "recovered again": recovery("--workdir={tmp}/run", "--compare={tmp}/run", "--sigmas=2,0.1,0.1", "--num_images=20",
-                              "--out={tmp}/recovered"),
+  "recovered again": recovery("--workdir={tmp}/run", "--compare={tmp}/other/run", "--sigmas=2,0.1,0.1",
+                              "--num_images=20", "--out={tmp}/recovered"),
   "images": evaluate("--images={tmp}/images.npz", "--data=digits", "--metrics=frechet", "--out={tmp}/given"),
   "reference": reference("--data=digits", "--split=test", "--out={tmp}/digits.npz"),
   "against a reference": evaluate("--images={tmp}/images.npz", "--data=digits", "--reference={tmp}/digits.npz",
@@ -307,9 +331,16 @@ def folder(tmp_path_factory):
   zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), start.shapes(methods.from_config(config), config))
   checkpoints.save(zeros.replace(step=np.int32(24)), 24)
   checkpoints.close()
+  shutil.copytree(folder / "run", folder / "other" / "run")
   (folder / "there.png").write_text("mine")
   images = images_lib.to_uint8(sources.load("digits", "test").gather(np.arange(100))["image"])
   np.savez(folder / "images.npz", images=images)
+  np.savez(folder / "colours.npz", images=images.repeat(3, axis=-1))
+  by = {"extractor": "inception", "weights": "", "reference": {"name": "mine", "sha256": ""}, "num_images": 500}
+  entry = {"step": features.sha256(ROOT / "tests/golden/edm_tiny.pkl"), "num_steps": 4, "by": by, "scores": {}}
+  entry |= {"sampling": {"sampler": "dpdm"}, "sigma_min": 0.0007}
+  (folder / "searched").mkdir()
+  (folder / "searched" / "sigma_min.json").write_text(json.dumps([entry]))
   np.savez(folder / "floats.npz", images=images / 127.5 - 1)
   np.save(folder / "one.npy", images)
   (folder / "cut.npz").write_bytes((folder / "images.npz").read_bytes()[:3000])
@@ -322,7 +353,7 @@ def folder(tmp_path_factory):
   (folder / "typo.py").write_text(head + body + "c.sampels = 3\n  return c\n")
   (folder / "raises.py").write_text(head + body + 'raise ValueError("nothing works")\n')
   (folder / "study.py").write_text(STUDY)
-  (folder / "pupils.py").write_text(PUPILS)
+  (folder / "pupils.py").write_text(PUPILS.replace("FOLDER", str(folder)))
   poison = 'toy.base.network_from_config = lambda config, heads: toy.Toy(poison=float("nan"))\n'
   fields = "c.train.max_skipped = 5\n  c.train.log_every = 3\n  c.seed = 17\n  return c\n"
   (folder / "poisoned.py").write_text(head + poison + body + fields)
@@ -343,7 +374,7 @@ def results(folder):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
@@ -424,13 +455,19 @@ def test_sigma_min_is_searched_and_used(results, folder):
   (entry,) = json.loads((folder / "run" / "sigma_min.json").read_text())
   assert rows[-2] == ["best", f"{entry['sigma_min']:g}"] and len(entry["scores"]) == 12 and entry["step"] == 24
   code, out, err = results["sampled as found"]
-  assert code == 0 and out.startswith(f"σ_min for 2 steps: {entry['sigma_min']:g} (found before; "), err
+  assert code == 0, err
+  assert out.startswith(f"σ_min for 2 steps: {entry['sigma_min']:g} (found before, 8 images by digits against")
   code, out, err = results["evaluated as found"]
   assert code == 0 and "σ_min for" not in out, err
-  (record,) = [json.loads(line) for line in (folder / "dpdm" / "scores.jsonl").read_text().splitlines()]
-  assert (record["sampling"]["sigma_min"], record["nfe"]) == (0.25, 4)
+  records = [json.loads(line) for line in (folder / "dpdm" / "scores.jsonl").read_text().splitlines()]
+  fields = [[record["sampling"][name] for name in ("sampler", "grid", "sigma_min")] for record in records]
+  assert fields == [["dpdm", "dpdm", 0.0005], ["heun", "edm", 0.0005]]  # each sampler on its grid
+  code, out, err = results["searched for a pickle"]  # whose σ_min lies in OUT, under its SHA-256
+  assert code == 0 and "σ_min for 4 steps: 0.0007 (found before, 500 images by inception against mine;" in out, err
+  (record,) = [json.loads(line) for line in (folder / "searched" / "scores.jsonl").read_text().splitlines()]
+  assert (record["sampling"]["sigma_min"], record["sampling"]["sigma_min_search"]) == (0.0007, False)
   code, _, err = results["search without images"]
-  assert code == 2 and "config.sampling.sigma_min_search = True: needs the real images" in err
+  assert code == 2 and "config.sampling.sigma_min_search = True: none can be searched: the config has no data" in err
 
 
 def test_samplers_and_evaluations_are_compared(results, folder):
@@ -463,7 +500,7 @@ def test_recovery_from_the_command_line(results, folder):
   code, again, err = results["recovered again"]
   assert code == 0, err
   header, _, *others = cells(again)
-  assert header[1:] == [f"{name}: Fréchet distance (digits)" for name in ("run", folder / "run")]
+  assert header[1:] == [f"{name}: Fréchet distance (digits)" for name in (folder / "run", folder / "other" / "run")]
   assert others == [row + row[1:] for row in rows[::-1]]
 
 
@@ -486,14 +523,15 @@ def test_a_study_from_the_command_line(results, folder):
   assert code == 0 and "2 scores are on file" in out, err
 
 
-def test_a_part_passes_over_a_run_whose_predecessor_is_missing(results, folder):
-  """One line says which; the exit code asks to start it again."""
+def test_a_part_has_what_its_runs_start_from(results, folder):
+  """A pupil is of its teacher's part, and says why it is not trained where that one diverged."""
   code, out, err = results["pupils"]
-  assert code == 1 and out.splitlines()[0] == f"[1/1] {out.splitlines()[1].split()[0]}", err
-  assert out.splitlines()[1].startswith(f"{folder}/pupils/pupil_0_") and "which is not trained" in out
-  assert err.splitlines()[-1].startswith("error: not all is done: ") and "Traceback" not in err
-  code, out, err = results["pupils listed"]
-  assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["missing", "missing"], err
+  names = [line.split()[1].rpartition("/")[2] for line in out.splitlines() if line.startswith("[")]
+  assert code == 2 and [name.split("_")[0] for name in names] == ["teacher", "pupil"], err
+  last = err.splitlines()[-1]
+  assert last.startswith(f"error: {names[0]}: the last 5 updates") and "Traceback" not in err
+  assert last.endswith(f"; {names[1]}: not trained, as it starts from {names[0]}")
+  assert results["no pupils"][:2] == [0, "--part=1/2: nothing is left for it\n"]
 
 
 def test_images_that_are_there_are_scored(results, folder):

@@ -15,11 +15,13 @@ from training import tiny, toy
 
 from diffusion_jax import methods
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import digits
+from diffusion_jax.evaluation import digits, sigma_min
 from diffusion_jax.methods import base
 from diffusion_jax.training import checkpoint, start
 
 ROOT = Path(__file__).parents[1]
+PUPIL = 0.5  # what the network of one of the runs says; the others' say 0
+SEARCHED = {7: 0.05, 6: 0.07, 5: 0.11, 4: 0.13}  # σ_min by steps, in one run's file
 # Runs each argv in a fork of one process whose network is the toy one; prints [exit code, what it said] of each.
 FORKS = """
 import json, os, runpy, sys, tempfile
@@ -52,29 +54,38 @@ def outcomes(argvs) -> list[tuple[int, str]]:
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def save_run(workdir, config):
-  """A run whose network says zero."""
+def save_run(workdir, config, says=0.0):
+  """A run whose network says one number."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
     state = start.create_state(methods.from_config(config), config)
   checkpoint.write_config(workdir, config)
   checkpoints = checkpoint.Checkpoints(workdir, config)
-  checkpoints.save(state.replace(ema=jax.tree.map(np.zeros_like, state.ema), step=np.int32(24)), 24)
+  ema = jax.tree.map(np.zeros_like, state.ema)
+  ema["net"]["conv1"]["bias"] += says
+  checkpoints.save(state.replace(ema=ema, step=np.int32(24)), 24)
   checkpoints.close()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Holds a run of digits, one that ignores their classes, and one without checkpoints."""
+  """Holds three runs of digits, one that ignores their classes, and one without checkpoints."""
   folder, classless = tmp_path_factory.mktemp("figures"), tiny.get_config()
   classless.data.num_classes = 0
   save_run(folder / "run", tiny.get_config())
+  save_run(folder / "pupil", tiny.get_config(), says=PUPIL)
+  searched = tiny.get_config()
+  searched.sampling.update(sampler="dpdm", grid="dpdm", sigma_min_search=True)
+  save_run(folder / "searched", searched)
+  by = sigma_min.told_by(sigma_min.scorer_of(searched), sigma_min.NUM_IMAGES)
+  for searched.sampling.num_steps, level in SEARCHED.items():
+    sigma_min.save(folder / "searched", searched, 24, sigma_min.Found(level, {}, by))
   save_run(folder / "classless", classless)
   checkpoint.write_config(folder / "empty", classless)
   return folder
@@ -83,7 +94,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def programs(folder):
   """{name or wrong flags: (exit code, what it said)} of every program that is run here."""
-  run, pair = f"--workdir={folder}/run", f"--teacher={folder}/run --pupil={folder}/run"
+  run, pair = f"--workdir={folder}/run", f"--teacher={folder}/run --pupil={folder}/pupil"
   calls = {
     "figure1": [],
     "figure3": [],
@@ -91,9 +102,11 @@ def programs(folder):
     "figure5": [run, "--num_images=200"],
     "truncation": [run, "--num_images=4", "--steps=6"],
     "dpdm": [*pair.split(), "--num_images=100"],
+    "again": ["--num_images=100", f"--teacher={folder}/pupil", f"--pupil={folder}/searched", "--figures=5,6,5"],
     "divergences": [],
   }
-  argvs = {name: [f"experiments/figures/{name}.py", f"--out={folder}/{name}", *flags] for name, flags in calls.items()}
+  program = lambda name: f"experiments/figures/{'dpdm' if name == 'again' else name}.py"
+  argvs = {name: [program(name), f"--out={folder}/{name}", *flags] for name, flags in calls.items()}
   for flags in WRONG:
     words = flags.replace("FOLDER", str(folder)).split()
     argvs[flags] = ["experiments/figures/dpdm.py", f"--out={folder}/wrong", *words]
@@ -108,6 +121,7 @@ WRONG = {
   "--teacher=FOLDER/run --pupil=FOLDER/empty": "empty: no checkpoint here yet",
   "--teacher=FOLDER/run --pupil=FOLDER/classless": "0 classes; the teacher of digits, 8×8×1 images, 10 classes",
   "--teacher=FOLDER/run --pupil=FOLDER/run --figures=7": "--figures=7: expected some of 1, 2",
+  "--teacher=FOLDER/run --pupil=FOLDER/run --figures=": "--figures=: expected some of 1, 2",
 }
 
 
@@ -116,6 +130,7 @@ def tables(folder, programs):
   """{figure: rows of its CSV}; each has a picture."""
   for name, (code, said) in programs.items():
     assert code == 0 or name in WRONG, (name, said)
+    assert (name == "again") == ("σ_min for" in said), said
   paths = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.csv")}
   assert all(path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG" for path in paths.values())
   return {name: list(csv.DictReader(path.open())) for name, path in paths.items()}
@@ -206,32 +221,52 @@ def test_dpdm_has_its_six_figures(tables, folder):
   assert {int(r["nfe"]): float(r["sigma_min"]) for r in tables["dpdm/figure5"]} == table7
 
 
-def test_images_of_figure_6_depend_on_sampler_and_model_alone(tables):
-  """Teacher and pupil are one run here, so that a sampler's two panels score alike, and its twin in another figure."""
-  score = lambda n, *key: [r["frechet"] for r in tables[f"dpdm/figure{n}"] if (r["sampler"], r["nfe"]) == key]
-  assert score(6, "heun", "7")[0] == score(6, "heun", "7")[1] != score(6, "dpdm", "7")[0]
-  assert score(5, "dpdm", "7") * 2 == score(6, "dpdm", "7") and float(score(5, "dpdm", "7")[0]) > 1
+def test_images_of_figures_5_and_6_depend_on_sampler_and_model_alone(tables):
+  """The other way round, with the pupil as the teacher, each panel has the score of its model and sampler."""
+
+  def scores(name):
+    return {(r["model"], r["sampler"], r["nfe"], r["sigma_min"]): float(r["frechet"]) for r in tables[name]}
+
+  six, again = scores("dpdm/figure6"), scores("again/figure6")
+  assert len({*six.values(), *again.values()}) == 5  # all differ, but the three of one model and sampler in both
+  for mine, other in (("teacher", "pupil"), ("pupil", "teacher")):
+    assert six[mine, "heun", "7", "0.002"] == again[other, "heun", "7", "0.002"]
+  assert six["pupil", "dpdm", "7", "0.015"] == again["teacher", "dpdm", "7", "0.015"]
+  assert scores("dpdm/figure5")["pupil", "dpdm", "7", "0.015"] == six["pupil", "dpdm", "7", "0.015"] > 1
+  assert ("pupil", "dpdm", "7", "0.05") in again
 
 
-def test_dpdm_recovery_by_a_network_that_says_zero_has_its_known_error(tables):
-  """D = c_skip·x errs by √((1 − c_skip)²·E y² + c_skip²σ²)."""
+def test_a_pupil_has_the_sigma_min_that_was_searched_for_it(tables, programs):
+  assert {int(r["nfe"]): float(r["sigma_min"]) for r in tables["again/figure5"]} == SEARCHED
+  assert "σ_min for 4 steps: 0.13 (found before, 500 images by digits against digits/all; " in programs["again"][1]
+
+
+def test_dpdm_recovery_by_a_network_that_says_one_number_has_its_known_error(tables):
+  """D − y = c_skip·(y + σε) − y + c_out·F errs by √(E((1 − c_skip)·y − c_out·F)² + c_skip²σ²)."""
   images = sklearn.datasets.load_digits().images / 8 - 1
-  known = lambda sigma: np.sqrt((1 - c_skip(sigma)) ** 2 * np.mean(images**2) + c_skip(sigma) ** 2 * sigma**2)
+
+  def known(sigma, says):
+    out, rest = says * 0.5 * sigma / np.hypot(sigma, 0.5), 1 - c_skip(sigma)
+    return np.sqrt(np.mean((rest * images - out) ** 2) + (1 - rest) ** 2 * sigma**2)
+
   for row in tables["dpdm/figure2"]:
-    assert abs(float(row["rms_error"]) / known(float(row["sigma"])) - 1) < 0.03, row
+    assert abs(float(row["rms_error"]) / known(float(row["sigma"]), 0) - 1) < 0.03, row
   for row in tables["dpdm/figure4"]:
-    assert abs(float(row["rms_error_teacher"]) / known(float(row["sigma"])) - 1) < 0.03, row
-    assert row["rms_error_pupil"] == row["rms_error_teacher"]
+    for who, says in (("teacher", 0), ("pupil", PUPIL)):
+      assert abs(float(row[f"rms_error_{who}"]) / known(float(row["sigma"]), says) - 1) < 0.03, row
 
 
 def test_states_of_figure_3_are_those_of_the_sampler(tables):
-  """D = c_skip·x: a noisy state's mean square is that of c_skip times the one before, plus σ²."""
-  before = 0.0
+  """D = c_skip·x + c_out·F: a noisy state is the one before in it, plus σ·noise; mean and mean square follow."""
+  before = mean = 0.0
   assert len(tables["dpdm/figure3"]) == 5
   for row in tables["dpdm/figure3"]:
     sigma, noisy = float(row["sigma"]), float(row["rms_noisy"])
-    assert abs(noisy / np.hypot(before, sigma) - 1) < 0.15, row  # 256 draws, each 1 ± √2
-    before = c_skip(sigma) * noisy
+    square = before + sigma**2
+    assert abs(noisy / np.sqrt(square) - 1) < 0.15, row  # 256 draws, each 1 ± √2
+    out = PUPIL * 0.5 * sigma / np.hypot(sigma, 0.5)
+    before = c_skip(sigma) ** 2 * square + 2 * c_skip(sigma) * mean * out + out**2
+    mean = c_skip(sigma) * mean + out
 
 
 def test_the_smooth_divergence_is_the_papers_and_its_scores_give_its_slope(tables):

@@ -314,3 +314,19 @@ def test_a_sampler_that_the_method_lacks_is_an_error_with_its_list(exact):
 def test_guidance_without_labels_is_an_error(exact):
   with pytest.raises(ValueError, match=r"guidance needs labels"):
     sampling.sample(exact.method(), VARIABLES, sampling.keys_of([0]), (8, 8, 1), times.edm_grid(3), guidance=2.0)
+
+
+# --- samplers and grids -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own, name, grid", [
+  (("heun", "edm"), "dpdm", "dpdm"), (("heun", "edm"), "euler", "edm"), (("heun", "vp"), "euler", "vp"),
+  (("heun", "vp"), "dpdm", "dpdm"), (("dpdm", "dpdm"), "heun", "edm"), (("dpdm", "dpdm"), "dpdm", "dpdm"),
+  (("dpdm", "edm"), "dpdm", "edm"), (("heun", "dpdm"), "heun", "dpdm"), (("heun", "dpdm"), "ddim", "edm"),
+])  # fmt: skip
+def test_a_sampler_brings_its_grid(own, name, grid):
+  """A run's own pair stays as it is, and so do all other fields and the config itself."""
+  config = config_of(sampler=own[0], grid=own[1], num_steps=5, sigma_min=0.1)
+  chosen = sampling.with_sampler(config, name).sampling
+  assert (chosen.sampler, chosen.grid, chosen.num_steps, chosen.sigma_min) == (name, grid, 5, 0.1)
+  assert (config.sampling.sampler, config.sampling.grid) == own

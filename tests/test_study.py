@@ -319,6 +319,20 @@ def test_a_run_starts_from_another_of_its_seed(tmp_path, folders):
   assert [runs.trained(job) for job in moved] == [False, True, False, False]
 
 
+def test_a_chain_is_a_run_and_what_starts_from_it(tmp_path):
+  """Of one seed, by way of others too; a published network is there, so that runs that start from it are chains."""
+
+  def numbers(study):
+    jobs = runs.jobs(study, tmp_path)
+    return [[jobs.index(job) for job in chain] for chain in runs.chains(jobs)]
+
+  third, alone = Run({"network": "grandpupil"}, CONFIG, init={"network": "pupil"}), Run({"network": "alone"}, CONFIG)
+  alone = alone._replace(fields={"train.num_steps": 3})
+  assert numbers(pair(runs=[pair().runs[0], alone, pair().runs[1], third])) == [[0, 2, 3], [1], [4, 6, 7], [5]]
+  published = Run({"network": "teacher"}, checkpoint="tests/golden/edm_tiny.pkl")
+  assert numbers(pair(runs=[published, pair().runs[1], third])) == [[0], [1, 2], [3, 4]]
+
+
 def test_the_name_of_a_run_holds_what_it_starts_from(tmp_path):
   """Not where that lies; a change of the teacher is another pupil, and of that one's pupil."""
   names = lambda study, root=tmp_path: [job.workdir.name for job in runs.jobs(study, root)]

@@ -2,11 +2,14 @@
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 GAP = 255  # white, between tiles and in place of missing ones
+DPI = 120  # of a figure
+_MARGIN = 2  # white pixels around a figure's tile: strokes of neighbours do not run into each other
 
 
 def to_uint8(images) -> np.ndarray:
@@ -81,3 +84,49 @@ def save_png(path, images, columns: int | None = None, scale: int = 1, overwrite
   Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(data, format="PNG")
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data.getvalue())
+
+
+def figure(rows: int, columns: int, tiles: tuple[int, int], resolution: int, above: float = 0.35):
+  """A Matplotlib figure of rows × columns axes, each for `draw` of `tiles` (rows, columns).
+
+  Args:
+    rows: of axes.
+    columns: of axes.
+    tiles: rows and columns of tiles on each of them.
+    resolution: of the images.
+    above: inches between rows of axes.
+
+  Returns:
+    (figure, axes [rows, columns]); to be saved with DPI and bbox_inches="tight".
+  """
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  size = _enlarged(resolution) * resolution + 2 * _MARGIN + 1
+  height, width = tiles[0] * size / DPI, tiles[1] * size / DPI
+  shape = (columns * width + 0.15 * (columns - 1), rows * (height + above))
+  figure, axes = plt.subplots(rows, columns, figsize=shape, squeeze=False)
+  figure.subplots_adjust(0, 0, 1, 1, wspace=0.15 / width, hspace=above / height)
+  return figure, axes
+
+
+def draw(axes, rows: Sequence, title: str = "", left: Sequence[str] = (), below: Sequence[str] = ()):
+  """Draws rows of tiles, each [n, H, W, C] in [−1, 1]; `left` labels the rows, `below` the columns."""
+  tiles = to_uint8(np.concatenate([np.asarray(row) for row in rows]))
+  tiles = tiles.repeat(_enlarged(tiles.shape[1]), axis=1).repeat(_enlarged(tiles.shape[2]), axis=2)
+  tiles = np.pad(tiles, ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)), constant_values=GAP)
+  picture = grid(tiles, columns=len(rows[0]))
+  axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+  centres = lambda count, size: (np.arange(count) + 0.5) * size / count - 0.5
+  height, width = picture.shape[:2]
+  axes.set_title(title, fontsize=9)
+  axes.set_yticks(centres(len(rows), height) if len(left) else [], left, fontsize=8)
+  axes.set_xticks(centres(len(rows[0]), width) if len(below) else [], below, fontsize=7)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+
+
+def _enlarged(resolution: int) -> int:
+  return max(1, 64 // resolution)

@@ -165,7 +165,7 @@ def generate(config, method: Method, variables, source: Source, seeds, sigma: fl
   Returns:
     [n, H, W, C] float32, not clipped.
   """
-  images, seeds = [], np.asarray(seeds)
+  images, seeds, variables = [], np.asarray(seeds), mesh.everywhere(variables)
   for rows in mesh.batches(len(seeds), 256 * jax.local_device_count()):
     found = source.gather(seeds[rows] % len(source))
     labels = mesh.spread(found["label"]) if config.data.num_classes else None

@@ -232,6 +232,12 @@ def as_run(denoise: Denoiser) -> tuple[ConfigDict, methods.Method]:
   return config, methods.Method(None, None, predict, process.EDM(), edm.SAMPLERS, denoise.preconditioner)
 
 
+def load_run(path: str) -> tuple[ConfigDict, methods.Method, Params]:
+  """A published pickle by `load`, as a run: config and method of `as_run`, and the variables; ValueError as `load`."""
+  denoise, params = load(path)
+  return *as_run(denoise), {"params": params}
+
+
 def _as_array(value):
   """Lists and numbers as arrays; what is traced stays so."""
   return value if value is None or isinstance(value, jax.Array) else np.asarray(value)

@@ -166,6 +166,17 @@ def jobs(study: Study, root) -> list[Job]:
   return out
 
 
+def chains(jobs: Sequence[Job]) -> list[list[Job]]:
+  """Jobs that belong together, in their order: one that starts from no other one, and those of its seed that do."""
+  out = {}
+  for job in jobs:
+    first = job
+    while first.init is not None and first.init.config is not None:
+      first = first.init
+    out.setdefault(first.workdir, []).append(job)
+  return list(out.values())
+
+
 def _predecessor(study: Study, i: int) -> int | None:
   """The number of the run whose network run i starts from; None where it names none."""
   run = study.runs[i]
@@ -365,7 +376,11 @@ class Opened:
   def __init__(self, job: Job):
     self._workdir, self._model = job.workdir, None
     if job.config is None:
-      self.config, self._model = _published(job.run.checkpoint)
+      try:
+        self.config, method, variables = edm_checkpoint.load_run(job.run.checkpoint)
+      except ValueError as error:
+        raise StudyError(str(error)) from None
+      self._model = method, variables
       sha256 = features.sha256(job.run.checkpoint)
       self.provenance = {"name": epath.Path(job.run.checkpoint).name, "step": None, "sha256": sha256}
     else:
@@ -380,15 +395,6 @@ class Opened:
     if self._model is None:
       self._model = checkpoint.load_for_inference(self._workdir, self.provenance["step"], self.config)
     return self._model
-
-
-def _published(path: str) -> tuple[ConfigDict, tuple]:
-  try:
-    denoise, params = edm_checkpoint.load(path)
-  except ValueError as error:
-    raise StudyError(str(error)) from None
-  config, method = edm_checkpoint.as_run(denoise)
-  return config, (method, {"params": params})
 
 
 def _slug(labels: Mapping[str, str]) -> str:

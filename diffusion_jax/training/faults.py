@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import itertools
 import json
 import os
 import signal
@@ -65,16 +66,19 @@ class Watchdog:
           os._exit(HANG_CODE)
 
 
+_asked = itertools.count()
+
+
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
   """Gives stop(call): whether to save and stop after this call, the same on all hosts.
 
   SIGTERM is the notice. On one host it counts at once; of several, JAX's preemption service agrees on a call that all
-  have still to come to, so they must ask after every call, with numbers that rise by one. Inside another `preemption`
-  the notice counts for both.
+  have still to come to, so they must ask after every call. It knows calls by numbers that may not come twice: they are
+  counted here, over all runs that a process trains. Inside another `preemption` the notice counts for both.
   """
   if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
+    yield lambda call: multihost_utils.reached_preemption_sync_point(next(_asked))
     return
   notice = _Notice(signal.getsignal(signal.SIGTERM))
   try:

@@ -13,6 +13,8 @@ from diffusion_jax.training import checkpoint, faults, loop, parallel, warm
 def check(config, init_config, workdir):
   """Looks at what can be wrong with the two runs; nothing is written or compiled.
 
+  A run that has a checkpoint of its own goes on whatever `init_config` is: then only config.init_from is looked at.
+
   Args:
     config: of the run.
     init_config: of the run that config.init_from names.
@@ -26,10 +28,12 @@ def check(config, init_config, workdir):
   path = config.init_from
   if not path:
     raise config_lib.wrong("init_from", path, "must be the workdir of the run that is trained first")
-  if path.endswith(".pkl") or "checkpoints" in (epath.Path(path).name, epath.Path(path).parent.name):
+  if path.endswith(".pkl") or epath.Path(path).name == "checkpoints" or _is_checkpoint(epath.Path(path)):
     raise config_lib.wrong("init_from", path, "expected the workdir of a run, which is trained first")
   if files.absolute(path) == files.absolute(workdir):
     raise config_lib.wrong("init_from", path, "must be another folder than that of the run itself")
+  if _has_own(workdir):
+    return
   for name, each in (("init_config", init_config), ("config", config)):
     try:
       config_lib.check(each)
@@ -37,9 +41,27 @@ def check(config, init_config, workdir):
       sources.from_config(each)
     except config_lib.ConfigError as error:
       raise config_lib.of_file(name, error) from None
-  checkpoint.check_workdir(path, init_config)
-  if not checkpoint.has_checkpoint(workdir):
-    checkpoint.check_workdir(workdir, fit(config, init_config))
+  if (epath.Path(path) / "config.json").exists():  # what it has from a predecessor of its own is known
+    try:
+      init_config = warm.resolve(init_config, None, path)
+    except config_lib.ConfigError as error:
+      raise config_lib.of_file("init_config", error) from None
+  try:
+    checkpoint.check_workdir(path, init_config)
+  except checkpoint.WorkdirError as error:
+    told = str(error).replace(f"--workdir={path}", f"config.init_from = {path!r}", 1)
+    raise checkpoint.WorkdirError(told.replace(" run with config.", " run with init_config.", 1)) from None
+  checkpoint.check_workdir(workdir, fit(config, init_config))
+
+
+def _is_checkpoint(path: epath.Path) -> bool:
+  """Whether a path is that of one checkpoint of a run, which is never trained."""
+  return (path / "state" / "_METADATA").exists() or (path.parent.name == "checkpoints" and path.name.isdigit())
+
+
+def _has_own(workdir) -> bool:
+  """Whether a run has a checkpoint of its own; the same on all hosts."""
+  return mesh.from_first_host(lambda: "yes" if checkpoint.has_checkpoint(workdir) else "no") == "yes"
 
 
 def fit(config, init_config):
@@ -80,8 +102,7 @@ def train(config, init_config, workdir) -> bool:
     Diverged, SaveError, DataError: as `training.loop.train`.
   """
   check(config, init_config, workdir)
-  has_own = mesh.from_first_host(lambda: "yes" if checkpoint.has_checkpoint(workdir) else "no") == "yes"
-  if has_own or finished(config.init_from, init_config):
+  if _has_own(workdir) or finished(config.init_from, init_config):
     return True
   logging.warning("%s is trained first, to step %d", config.init_from, init_config.train.num_steps)
   with faults.preemption() as stop:

@@ -13,24 +13,24 @@ The figures, each OUT/figureN.png with OUT/figureN.csv:
   6  7 network evaluations of the teacher and the pupil, each with either one's sampler
 
 All samples of a figure have the same seeds, 0, 1, …; with classes, column i shows class i. Errors in the CSVs are the
-root mean square a pixel over 256 training images. The teacher is trained to make it least; the pupil is not.
+root mean square a pixel over 256 training images. The teacher is trained to make it least; the pupil is not. A pupil
+whose config asks for it has the σ_min that evaluate.py searches for it.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from common import outputs, plt, write
+from common import outputs, write
 
-from diffusion_jax import cli, process, sampling
+from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import bench, report
+from diffusion_jax.evaluation import bench, recovery, report, sigma_min
 from diffusion_jax.evaluation import images as images_lib
-from diffusion_jax.types import normal
+from diffusion_jax.evaluation.scoring import Scorer
 
 _TEACHER = flags.DEFINE_string("teacher", None, "Folder of the teacher's run, or a published EDM pickle (.pkl).")
 _PUPIL = flags.DEFINE_string("pupil", None, "Folder of the pupil's run.")
@@ -43,9 +43,6 @@ NUM_ERRORS = 256  # images of an error
 NOISE_LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)  # Figure 2
 RECOVERED = (0.2, 0.5, 1.0, 2.0, 5.0)  # Figure 4, of the levels of Table 1
 CHAIN = 5  # steps of Figure 3
-DPI = 120  # of `common.write`
-MARGIN = 2  # white pixels around a tile: strokes of neighbours do not run into each other
-EDM = process.EDM()
 
 
 class Setting(NamedTuple):
@@ -55,13 +52,6 @@ class Setting(NamedTuple):
   sampler: str
   steps: int
 
-  def put_in(self, config):
-    """The config that samples so."""
-    config = config.copy_and_resolve_references()
-    config.sampling.update(config_lib.default().sampling)
-    config.sampling.update(sampler=self.sampler, num_steps=self.steps, grid={"heun": "edm"}.get(self.sampler, "dpdm"))
-    return config
-
 
 class Models(NamedTuple):
   """What the figures compare."""
@@ -70,12 +60,15 @@ class Models(NamedTuple):
   pupil: cli.Model
 
 
+FLAGS = Models(_TEACHER, _PUPIL)
+
+
 def open_models() -> Models:
   """The models of --teacher and --pupil; a UsageError if one is missing, or their data differ."""
-  for flag, what in ((_TEACHER, "the folder of a run, or a published pickle"), (_PUPIL, "the folder of a run")):
+  for flag, what in zip(FLAGS, ("the folder of a run, or a published pickle", "the folder of a run")):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing: {what}")
-  models = Models(*(cli.open_model(flag.value, f"--{flag.name}") for flag in (_TEACHER, _PUPIL)))
+  models = Models(*(cli.open_model(flag.value, f"--{flag.name}") for flag in FLAGS))
   teacher, pupil = (model.config.data for model in models)
   shape = lambda data: f"{data.resolution}×{data.resolution}×{data.channels} images, {data.num_classes} classes"
   named = lambda data: f"{data.name}, {shape(data)}"
@@ -84,28 +77,37 @@ def open_models() -> Models:
   return models
 
 
-def batch_of(models: Models, count: int):
-  """The first `count` training images, drawn at random, [N, H, W, C] in [−1, 1], and their labels or None."""
+def of_setting(setting: Setting, model: cli.Model, scorer: Scorer | None = None):
+  """The config that samples so; the σ_min of the model's own sampler is that of evaluate.py, searched if need be."""
+  config_lib.choose("sampling.sampler", setting.sampler, model.method.samplers)
+  config = model.config.copy_and_resolve_references()
+  own = config.sampling.copy_and_resolve_references()
+  config.sampling.update(config_lib.default().sampling)
+  config.sampling.update(sampler=setting.sampler, num_steps=setting.steps)
+  config.sampling.grid = "dpdm" if setting.sampler == "dpdm" else "edm"
+  if own.sampler == setting.sampler:
+    config.sampling.update(sigma_min=own.sigma_min, sigma_min_search=own.sigma_min_search)
+  folder = None if model.step is None else getattr(FLAGS, setting.who).value
+  take = lambda: (model.method, model.variables)
+  return cli.checked(sigma_min.resolve, config, folder, model.step, take, scorer and [scorer])
+
+
+def training_images(models: Models) -> sources.Source:
+  """The training images of one of the runs."""
   config = next((model.config for model in models[::-1] if model.config.data.name != "none"), None)
   if config is None:
     raise cli.UsageError("--teacher and --pupil are published pickles: figures 2 and 4 need the data of a run")
-  source = sources.from_config(config)
-  chosen = np.random.default_rng(0).permutation(len(source))[:count]
-  batch = source.gather(chosen)
-  images = batch["image"] / np.float32(127.5) - 1 if batch["image"].dtype == np.uint8 else batch["image"]
-  return jnp.asarray(images), jnp.asarray(batch["label"]) if config.data.num_classes else None
+  return sources.from_config(config)
 
 
-def denoised(model: cli.Model, x, sigma: float, labels):
-  """The clean images that the model sees in x = y + σ·n."""
-  return _denoised(model.method.denoise, model.method.process, model.variables, x, jnp.float32(sigma), labels)
+def drawn(source: sources.Source) -> np.ndarray:
+  """NUM_ERRORS images of a source at random: their numbers, which are the seeds of their noise too."""
+  return np.random.default_rng(0).permutation(len(source))[:NUM_ERRORS]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _denoised(denoise_fn, own, variables, x, sigma, labels):
-  cond = None if labels is None else {"label": labels}
-  denoise = lambda x, t: denoise_fn(variables, x, t, cond)
-  return (denoise if own == EDM else process.reframe(denoise, own, EDM))(x, sigma).clean
+def recovered(model: cli.Model, source: sources.Source, seeds, sigma: float) -> np.ndarray:
+  """What the model makes of the noisy images of `recovery.noisy`."""
+  return recovery.generate(model.config, model.method, model.variables, source, seeds, sigma)
 
 
 def rms(x) -> float:
@@ -117,36 +119,6 @@ def one_contrast(x, sigma):
   return x / np.sqrt(1 + sigma**2)
 
 
-def draw(axes, rows, title: str = "", left=(), below=()):
-  """Draws rows of tiles, each [n, H, W, C]; `left` labels the rows, `below` the columns."""
-  tiles = images_lib.to_uint8(np.concatenate([np.asarray(row) for row in rows]))
-  tiles = tiles.repeat(_scale(tiles.shape[1]), axis=1).repeat(_scale(tiles.shape[2]), axis=2)
-  tiles = np.pad(tiles, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=images_lib.GAP)
-  picture = images_lib.grid(tiles, columns=len(rows[0]))
-  axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-  centres = lambda count, size: (np.arange(count) + 0.5) * size / count - 0.5
-  height, width = picture.shape[:2]
-  axes.set_title(title, fontsize=9)
-  axes.set_yticks(centres(len(rows), height) if len(left) else [], left, fontsize=8)
-  axes.set_xticks(centres(len(rows[0]), width) if len(below) else [], below, fontsize=7)
-  axes.tick_params(length=0)
-  axes.spines[:].set_visible(False)
-
-
-def _scale(resolution: int) -> int:
-  return max(1, 64 // resolution)
-
-
-def panels(rows: int, columns: int, tiles: tuple[int, int], resolution: int, above: float = 0.35):
-  """A figure of rows × columns axes, each of the size of rows × columns tiles, with `above` inches between rows."""
-  size = _scale(resolution) * resolution + 2 * MARGIN + 1
-  height, width = tiles[0] * size / DPI, tiles[1] * size / DPI
-  shape = (columns * width + 0.15 * (columns - 1), rows * (height + above))
-  figure, axes = plt.subplots(rows, columns, figsize=shape, squeeze=False)
-  figure.subplots_adjust(0, 0, 1, 1, wspace=0.15 / width, hspace=above / height)
-  return figure, axes
-
-
 def samples(models: Models, settings: list[Setting], columns: int):
   """A panel of samples for each setting, with its Fréchet distance where --num_images asks for it."""
   scorer = None
@@ -154,12 +126,11 @@ def samples(models: Models, settings: list[Setting], columns: int):
     config = next((model.config for model in models if model.config.data.name != "none"), models.teacher.config)
     (scorer,) = cli.checked(bench.scorers_for, config, ["frechet"], files={"inception": _INCEPTION.value})
   resolution = models.teacher.config.data.resolution
-  figure, axes = panels(-(-len(settings) // columns), columns, (ROWS, COLUMNS), resolution)
+  figure, axes = images_lib.figure(-(-len(settings) // columns), columns, (ROWS, COLUMNS), resolution)
   rows = []
   for panel, setting in zip(axes.flat, settings):
     model = getattr(models, setting.who)
-    config = setting.put_in(model.config)
-    config_lib.choose("sampling.sampler", setting.sampler, model.method.samplers)
+    config = of_setting(setting, model, scorer)
     seeds = np.arange(max(ROWS * COLUMNS, _NUM_IMAGES.value))
     images = sampling.generate(config, model.method, model.variables, seeds)
     nfe = sampling.evaluations(config.sampling, model.method)
@@ -172,7 +143,7 @@ def samples(models: Models, settings: list[Setting], columns: int):
       distance = block.scores()["frechet"]
       name = report.title("frechet", scorer.extractor.name)
       title += f"\n{name} {report.number(distance)}, {_NUM_IMAGES.value} images"
-    draw(panel, np.split(images[: ROWS * COLUMNS], ROWS), title)
+    images_lib.draw(panel, np.split(images[: ROWS * COLUMNS], ROWS), title)
     levels = sampling.schedule_of(config.sampling, model.method)[1]
     rows.append([*setting, nfe, levels[0], levels[-2], _NUM_IMAGES.value, distance])
   return figure, ["model", "sampler", "steps", "nfe", "sigma_max", "sigma_min", "images", "frechet"], rows
@@ -183,60 +154,63 @@ def figure1(models: Models):
 
 
 def figure2(models: Models):
-  images, labels = batch_of(models, NUM_ERRORS)
-  eps = normal(sampling.keys_of(range(len(images))), 0, images.shape[1:])
+  source = training_images(models)
+  seeds, teacher = drawn(source), models.teacher
   noisy, clean, rows = [], [], []
   for sigma in NOISE_LEVELS:
-    x = images + sigma * eps
+    images, x = recovery.noisy(teacher.method, source, seeds, sigma)
     noisy.append(one_contrast(x, sigma))
-    clean.append(denoised(models.teacher, x, sigma, labels))
+    clean.append(recovered(teacher, source, seeds, sigma))
     rows.append([sigma, len(images), rms(clean[-1] - images)])
   count = 3
-  figure, axes = panels(2, 1, (count, len(NOISE_LEVELS) + 1), images.shape[1], above=0.4)
+  figure, axes = images_lib.figure(2, 1, (count, len(NOISE_LEVELS) + 1), images.shape[1], above=0.4)
   stacks = [("noisy images x = y + σn, at one contrast", noisy), ("the teacher's denoiser D(x; σ)", clean)]
   for panel, (title, stack) in zip(axes.flat, stacks):
     errors = [f"\nerror {error:.2f}" if stack is clean else "" for _, _, error in rows]
     names = [f"σ = {sigma:g}{error}" for sigma, error in zip(NOISE_LEVELS, errors)]
     tiles = [[images[i], *(level[i] for level in stack)] for i in range(count)]
-    draw(panel, tiles, title, below=["y, clean", *names])
+    images_lib.draw(panel, tiles, title, below=["y, clean", *names])
   return figure, ["sigma", "images", "rms_error"], rows
 
 
 def figure3(models: Models):
   count, model = 4, models.pupil
-  config, seeds = Setting("pupil", "dpdm", CHAIN).put_in(model.config), np.arange(count)
+  config, seeds = of_setting(Setting("pupil", "dpdm", CHAIN), model), np.arange(count)
   labels, keys = sampling.default_labels(config, seeds), sampling.keys_of(seeds)
   chain, grid = sampling.schedule_of(config.sampling, model.method)
-  config_lib.choose("sampling.sampler", "dpdm", model.method.samplers)
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
   _, states = sampling.sample(
     model.method, model.variables, keys, shape, grid, "dpdm", labels=labels, trajectory=True, process=chain
   )
+  cond = None if labels is None else {"label": labels}
+  denoise = jax.jit(lambda x, t: model.method.denoise(model.variables, x, t, cond))
   columns, names, rows = [], [], []
   before = 0.0
-  for step, (x, sigma) in enumerate(zip(states, grid[:-1]), 1):
-    clean = denoised(model, x, sigma, labels)
+  for step, (x, t) in enumerate(zip(states, grid[:-1]), 1):
+    clean, sigma = denoise(x, jnp.float32(t)).clean, float(chain.noise_level(t))
+    x = x / chain.alpha(t)
     columns += [one_contrast(x, sigma), clean]
     names += [f"noisy\nσ = {sigma:.3g}", f"denoised\n{step}"]
     rows.append([step, sigma, rms(x), rms(clean - before)])
     before = clean
-  figure, axes = panels(1, 1, (count, len(columns)), shape[0])
+  figure, axes = images_lib.figure(1, 1, (count, len(columns)), shape[0])
   title = f"the pupil by the DPDM sampler, {CHAIN} steps: add noise, denoise, from left to right"
-  draw(axes[0, 0], [[column[i] for column in columns] for i in range(count)], title, below=names)
+  images_lib.draw(axes[0, 0], [[column[i] for column in columns] for i in range(count)], title, below=names)
   return figure, ["step", "sigma", "rms_noisy", "rms_change_of_denoised"], rows
 
 
 def figure4(models: Models):
-  images, labels = batch_of(models, NUM_ERRORS)
-  eps = normal(sampling.keys_of(range(len(images))), 0, images.shape[1:])
-  count, rows = 4, []
-  figure, axes = panels(1, len(RECOVERED), (4, count), images.shape[1])
-  for i, (panel, sigma) in enumerate(zip(axes.flat, RECOVERED)):
-    x = images + sigma * eps
-    found = [denoised(model, x, sigma, labels) for model in models]
+  source = training_images(models)
+  seeds, count, rows = drawn(source), 4, []
+  for i, sigma in enumerate(RECOVERED):
+    images, x = recovery.noisy(models.teacher.method, source, seeds, sigma)
+    if i == 0:
+      figure, axes = images_lib.figure(1, len(RECOVERED), (4, count), images.shape[1])
+    found = [recovered(model, source, seeds, sigma) for model in models]
     rows.append([sigma, len(images), *(rms(clean - images) for clean in found)])
     names = ["clean", "noisy", "teacher", "pupil"] if i == 0 else ()
-    draw(panel, [y[:count] for y in (images, one_contrast(x, sigma), *found)], f"σ = {sigma:g}", left=names)
+    tiles = [y[:count] for y in (images, one_contrast(x, sigma), *found)]
+    images_lib.draw(axes[0, i], tiles, f"σ = {sigma:g}", left=names)
   return figure, ["sigma", "images", "rms_error_teacher", "rms_error_pupil"], rows
 
 
@@ -252,14 +226,15 @@ FIGURES = {"1": figure1, "2": figure2, "3": figure3, "4": figure4, "5": figure5,
 
 
 def main():
-  for number in _FIGURES.value:
-    if number not in FIGURES:
-      raise cli.UsageError(f"--figures={','.join(_FIGURES.value)}: expected some of {', '.join(FIGURES)}")
+  numbers = list(dict.fromkeys(_FIGURES.value))
+  if not numbers or not set(numbers) <= set(FIGURES):
+    raise cli.UsageError(f"--figures={','.join(_FIGURES.value)}: expected some of {', '.join(FIGURES)}")
+  for number in numbers:
     outputs(f"figure{number}")
   if _NUM_IMAGES.value < 0 or _NUM_IMAGES.value == 1:
     raise cli.UsageError(f"--num_images={_NUM_IMAGES.value}: expected 0 or at least 2")
   models = open_models()
-  for number in _FIGURES.value:
+  for number in numbers:
     write(*FIGURES[number](models), f"figure{number}")
 
 

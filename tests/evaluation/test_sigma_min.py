@@ -1,11 +1,13 @@
 """σ_min by score: the best is found where it is known, kept for its checkpoint and sampling, and used."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from etils import epath
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, process, sampling, times
@@ -38,11 +40,11 @@ def scorer():
   return scorer_of_seed(0)
 
 
-def scorer_of_seed(seed):
+def scorer_of_seed(seed, name="learned"):
   rng = np.random.default_rng(seed)
   real = MEANS[rng.integers(0, 2, 1000)] + STD * rng.normal(size=(1000, 2, 2, 1))
   source = sources.Arrays("mixture", "all", images.to_uint8(real), np.zeros(1000, np.int32), 0)
-  extractor = features.load("pixels", None, 2, 1)
+  extractor = dataclasses.replace(features.load("pixels", None, 2, 1), name=name)
   return scoring.Scorer(extractor, ["frechet"], RealImages(extractor, source))
 
 
@@ -74,6 +76,20 @@ def test_candidates_are_what_the_network_and_the_range_allow(method):
   ve = method._replace(preconditioner=VEPreconditioner())
   assert min(sigma_min.candidates(config_of(), ve)) == 0.02
   assert max(sigma_min.candidates(config_of(sigma_max=1.0), method)) < 1.0
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_levels_that_make_no_grid_are_no_candidates(steps, method, scorer):
+  """VP's noise up to 80 cannot grow from .18 and more: the search goes on without these; without any it cannot."""
+  config = config_of(steps, process="vp")
+  known = sigma_min.candidates(config, method)
+  assert known == [level for level in sigma_min.candidates(config_of(steps), method) if level < 0.18]
+  assert sigma_min.search(config, method, {}, scorer, num_images=8).sigma_min in known and len(known) > 5
+  resolved = sigma_min.resolve(config_of(steps, process="vp", sigma_min_search=True), None, None, lambda: (method, {}),
+                               [scorer], num_images=8)  # fmt: skip
+  assert resolved.sampling.sigma_min in known
+  with pytest.raises(config_lib.ConfigError, match="too large for vp up to 80"):
+    sigma_min.candidates(config, method._replace(preconditioner=VEPreconditioner(sigma_min=0.5)))
 
 
 @pytest.mark.parametrize("setting, expected", [
@@ -108,10 +124,12 @@ def test_it_is_kept_for_its_checkpoint_and_sampling(tmp_path, method, scorer, se
 
   first = resolve()
   assert (first.sigma_min, first.grid, first.sigma_min_search) == (0.01, "dpdm", False)
-  note = "the published table is for 4 and more on CIFAR-10)\n"
-  assert capsys.readouterr().out == f"σ_min for 2 steps: 0.01 (searched, 500 images; {note}"
+  note = "500 images by learned against mixture/all; the published table is for 4 and more on CIFAR-10)"
+  begun = "the best of 12 levels is searched, 500 images by learned against mixture/all each"
+  lines = [f"σ_min for 2 steps: {line}" for line in (begun, f"0.01 (searched, {note}", f"0.01 (found before, {note}")]
+  assert capsys.readouterr().out.splitlines() == lines[:2]
   assert resolve().sigma_min == resolve(by=None).sigma_min == resolve(sigma_min_search=True).sigma_min == 0.01
-  assert capsys.readouterr().out.splitlines()[0] == f"σ_min for 2 steps: 0.01 (found before; {note}".strip()
+  assert capsys.readouterr().out.splitlines() == lines[2:] * 3
   assert searched == [2]
   others = [dict(step=8), dict(steps=3), dict(sigma_max=50.0), dict(process="vp"), dict(by=scorer_of_seed(1))]
   assert [resolve(**other).sigma_min for other in others] == pytest.approx([0.02, 0.03, 0.04, 0.05, 0.06])
@@ -133,18 +151,71 @@ def test_nothing_is_computed_or_kept_where_that_is_not_wanted(tmp_path, method, 
     sigma_min.resolve(config_of(), None, None, take, [scorer])  # no folder: each time
   assert searched == [2, 2] and list(tmp_path.iterdir()) == []
   sigma_min.resolve(config_of(), tmp_path, 7, take, [scorer])
-  assert capsys.readouterr().out.count("\n") == 3 and stored(2).sampling.sigma_min == pytest.approx(0.03)
+  assert capsys.readouterr().out.count("\n") == 6 and stored(2).sampling.sigma_min == pytest.approx(0.03)
   assert capsys.readouterr().out == ""
 
 
-def test_without_real_images_the_table_serves_unless_a_search_was_asked_for(method, searched, capsys):
+def test_what_learned_features_found_goes_before_what_pixels_found(tmp_path, method, scorer, searched, capsys):
+  """By pixels nothing is searched unasked, and a score by pixels takes what is there."""
+  pixels = scorer_of_seed(0, "pixels")
+
+  def resolve(by, **sampling):
+    return sigma_min.resolve(config_of(**sampling), tmp_path, 7, lambda: (method, {}), by).sampling
+
+  plain = resolve([pixels])
+  assert (plain.sigma_min, plain.grid) == (0.0, "dpdm") and searched == []
+  table = "that of 4 in the published table; experiments/sigma_min.py --inception=FILE searches one"
+  assert capsys.readouterr().out == f"σ_min for 2 steps: {table}\n"
+  stored = sigma_min.resolve(config_of(), tmp_path, 7, None, [pixels], stored_only=True)
+  assert stored.sampling == plain and capsys.readouterr().out == ""  # a study finds the scores that it made so
+  assert resolve([pixels], sigma_min_search=True).sigma_min == 0.01
+  assert "500 images by pixels against mixture/all" in capsys.readouterr().out
+  assert resolve([scorer]).sigma_min == 0.02
+  resolve([pixels], sigma_max=50.0, sigma_min_search=True)  # of another sampling
+  assert [resolve(by).sigma_min for by in ([pixels], [scorer], None)] == [0.02] * 3 and len(searched) == 3
+  by_pixels = sigma_min.stored(tmp_path, config_of(), 7, pixels)
+  assert by_pixels.sigma_min == 0.01  # where these alone are asked for
+
+
+@pytest.mark.parametrize("name, reason", [("none", "the config has no data"), ("zip", "config.data.path = ''")])
+def test_where_none_can_be_searched_the_table_serves_unless_one_was_asked_for(name, reason, method, searched, capsys):
   config = config_of()
-  config.data.name = "none"
-  assert sigma_min.resolve(config, None, None, lambda: (method, {})) is config and searched == []
-  assert capsys.readouterr().out == "σ_min for 2 steps: that of 4, as no real images are there to search it by\n"
+  config.data.name = name
+  resolved = sigma_min.resolve(config, None, None, lambda: (method, {}))
+  assert resolved.sampling == config.sampling and searched == []
+  line = capsys.readouterr().out
+  assert line.startswith(f"σ_min for 2 steps: that of 4 in the published table, as none can be searched: {reason}")
   config.sampling.sigma_min_search = True
-  with pytest.raises(config_lib.ConfigError, match="config.sampling.sigma_min_search = True: needs the real images"):
+  with pytest.raises(config_lib.ConfigError, match="config.sampling.sigma_min_search = True: none can be .*" + reason):
     sigma_min.resolve(config, None, None, lambda: (method, {}))
+
+
+def test_two_evaluations_at_once_keep_what_both_found(tmp_path, method, scorer, monkeypatch):
+  """The file is read when the search is done, and no two processes write the same temporary file."""
+  names, kind = [], type(epath.Path(""))
+  replace = kind.replace
+  monkeypatch.setattr(kind, "replace", lambda path, to: names.append(path.name) or replace(path, to))
+  resolve = lambda steps: sigma_min.resolve(config_of(steps), tmp_path, 7, lambda: (method, {}), [scorer])
+
+  def search(config, *args, **kwargs):
+    if config.sampling.num_steps == 2:
+      resolve(3)  # another one ends while this one runs
+    return Found(0.1 * config.sampling.num_steps, {0.1: 1.0})
+
+  monkeypatch.setattr(sigma_min, "search", search)
+  resolve(2)
+  found = [sigma_min.stored(tmp_path, config_of(steps), 7, scorer).sigma_min for steps in (2, 3)]
+  assert found == pytest.approx([0.2, 0.3]) and len(set(names)) == 2
+  assert [path.name for path in tmp_path.iterdir()] == ["sigma_min.json"]
+
+
+def test_the_first_hosts_file_decides(tmp_path, method, scorer, searched, monkeypatch):
+  """Another host, whose folder is empty, takes what the first one found and does not search alone."""
+  sigma_min.resolve(config_of(), tmp_path / "first", 7, lambda: (method, {}), [scorer])
+  said = json.dumps(sigma_min.stored(tmp_path / "first", config_of(), 7, scorer))
+  monkeypatch.setattr(sigma_min.mesh, "from_first_host", lambda read: said)
+  found, new = sigma_min.find(config_of(), tmp_path / "second", 7, None, scorer)
+  assert (found.sigma_min, found.scores, new) == (0.01, {0.01: 1.0, 2.0: 3.0}, False) and len(searched) == 1
 
 
 def test_the_table_warns_where_it_has_no_entry(method, recwarn):
@@ -161,6 +232,12 @@ def test_the_table_warns_where_it_has_no_entry(method, recwarn):
 
 
 def test_records_hold_what_was_found():
-  """A score with a σ_min that was searched is the score of a run that has it."""
+  """A score with a σ_min that was searched is the score of a run that has it; so is one that needs none."""
   subject = lambda config: bench.of_model({"sha256": "x"}, config, None).sampling
+  decided = lambda **sampling: subject(sigma_min.resolve(config_of(**sampling), None, None, None))
+  for fields in (dict(steps=1), dict(steps=5, sigma_min=0.2)):
+    assert decided(sigma_min_search=True, **fields) == subject(config_of(**fields))
+  other = config_of(sigma_min_search=True)
+  other.sampling.grid = "edm"
+  assert not sigma_min.resolve(other, None, None, None).sampling.sigma_min_search
   assert subject(sigma_min._with(config_of(sigma_min_search=True), 0.2)) == subject(config_of(sigma_min=0.2))

@@ -248,3 +248,14 @@ def test_a_score_that_a_kill_left_out_is_made_up_for(config, tmp_path):
   config.train.num_steps = 8
   loop.train(config, tmp_path / "killed")
   assert (tmp_path / "killed" / "scores.jsonl").read_text() == (tmp_path / "once" / "scores.jsonl").read_text()
+
+
+def test_several_hosts_never_ask_with_the_same_number_twice(monkeypatch):
+  """JAX's sync point is one number that all hosts meet at: a second run of a process goes on where the first ended."""
+  asked = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(faults.multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or False)
+  for _ in range(2):
+    with faults.preemption() as stop:
+      assert not any([stop(0), stop(1), stop(2)])
+  assert asked == list(range(asked[0], asked[0] + 6))

@@ -74,7 +74,7 @@ def test_sigterm_stops_before_the_second_run(step, tmp_path, trained):
   assert signal.getsignal(signal.SIGTERM) == old and not (tmp_path / "second").exists()
   trained.kill = {}
   assert predecessor.train(config, init_config, tmp_path / "second")
-  assert trained == [(7, 1), (7, 4)] if step == 1 else [(7, 4)]
+  assert trained == ([(7, 1), (7, 4)] if step == 1 else [(7, 4)])
 
 
 def test_a_notice_counts_for_those_who_wait_around():
@@ -90,6 +90,7 @@ def test_a_notice_counts_for_those_who_wait_around():
   (lambda c, i: setattr(c, "init_from", ""), "config.init_from = '': must be the workdir"),
   (lambda c, i: setattr(c, "init_from", "a.pkl"), "config.init_from = 'a.pkl': expected the workdir of a run"),
   (lambda c, i: setattr(c, "init_from", "runs/x/checkpoints/3"), "expected the workdir of a run"),
+  (lambda c, i: setattr(c, "init_from", "runs/x/checkpoints"), "expected the workdir of a run"),
   (lambda c, i: setattr(c, "init_from", c.init_from[:-5] + "second"), "must be another folder"),
   (lambda c, i: i.train.update(batch_size=12), "^init_config.train.batch_size = 12: must be a multiple of 8"),
   (lambda c, i: i.data.update(name="zip", path="no.zip"), "^init_config.data.path = 'no.zip'"),
@@ -108,8 +109,49 @@ def test_folders_of_other_runs_are_refused(tmp_path):
   config, init_config = configs(tmp_path)
   other = init_config.copy_and_resolve_references()
   other.seed = 8
-  for folder, field in (("first", "seed = 8"), ("second", "init_from = ''")):
+  wrong = {
+    "first": f"^config.init_from = '{tmp_path}/first' holds a run with init_config.seed = 8, not 7$",
+    "second": f"^--workdir={tmp_path}/second holds a run with config.init_from = ''",
+  }
+  for folder, pattern in wrong.items():
     checkpoint.write_config(tmp_path / folder, other)
-    with pytest.raises(checkpoint.WorkdirError, match=f"{folder} holds a run with config.{field}"):
+    with pytest.raises(checkpoint.WorkdirError, match=pattern):
       predecessor.train(config, init_config, tmp_path / "second")
     checkpoint.write_config(tmp_path / folder, init_config)
+
+
+def test_a_run_that_goes_on_does_not_ask_for_its_predecessor(tmp_path, trained):
+  config, init_config = configs(tmp_path)
+  predecessor.train(config, init_config, tmp_path / "second")
+  loop.train(config, tmp_path / "second")
+  init_config.seed, init_config.train.batch_size = 9, 12
+  assert predecessor.train(config, init_config, tmp_path / "second") and len(trained) == 2
+
+
+def test_a_folder_is_known_by_what_it_holds(tmp_path, trained):
+  """Runs may lie in a folder called checkpoints, or have numbers for names; a checkpoint may lie anywhere."""
+  config, init_config = configs(tmp_path)
+  for name in ("checkpoints/teacher", "runs/3"):
+    config.init_from = str(tmp_path / name)
+    assert predecessor.train(config, init_config, tmp_path / "second")
+  assert len(trained) == 2
+  (tmp_path / "copied" / "state").mkdir(parents=True)
+  (tmp_path / "copied" / "state" / "_METADATA").write_text("{}")
+  config.init_from = str(tmp_path / "copied")
+  with pytest.raises(ConfigError, match="expected the workdir of a run"):
+    predecessor.train(config, init_config, tmp_path / "second")
+
+
+def test_a_predecessor_with_one_of_its_own_goes_on(tmp_path, trained):
+  """Its config.json has the Fourier frequencies that it started from, which its config file does not name."""
+  config, init_config = configs(tmp_path)
+  for each in (config, init_config):
+    each.network.arch = "ncsnpp"
+  init_config.init_from = "somewhere"
+  begun = init_config.copy_and_resolve_references()
+  begun.network.freqs = (1.0, 2.0)
+  checkpoint.write_config(tmp_path / "first", begun)
+  assert predecessor.train(config, init_config, tmp_path / "second") and trained == [(7, 4)]
+  init_config.network.freqs = (3.0, 4.0)
+  with pytest.raises(ConfigError, match=r"^init_config.network.freqs = .* must be \(\) or those of init_from"):
+    predecessor.train(config, init_config, tmp_path / "second")
