@@ -10,7 +10,7 @@ Euler.
 from diffusion_jax.study import Evaluation, Plot, Run, Study, Table
 
 TEACHER, PUPIL = {"network": "teacher (EDM)"}, {"network": "pupil (DPDM)"}
-DPDM_STEPS, EULER_STEPS = (1, *range(4, 19)), (4, 6, 8, 10, 12, 14, 16, 18)
+DPDM_STEPS, EULER_STEPS = (1, *range(4, 11), 12, 14, 15, 16, 18), (4, 6, 8, 10, 12, 14, 16, 18)
 HEUN_STEPS = (3, 4, 5, 6, 7, 8, 9, 18)
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.75, 1.0, 2.0, 5.0, 7.5, 10.0)
 
@@ -24,7 +24,7 @@ def evaluations():
     yield Evaluation({"table": "NFE", "sampler": "Euler"}, fields, TEACHER)
   for steps in DPDM_STEPS:
     yield Evaluation({"table": "NFE", "sampler": "DPDM"}, {**published, "num_steps": steps})
-  for steps in (2, 3, 4, 5, 7):
+  for steps in (2, 3, 5):
     searched = {**published, "sigma_min_search": True, "num_steps": steps}
     yield Evaluation({"table": "search", "sampler": "DPDM, σ_min searched"}, searched)
   for sigma in SIGMAS:
