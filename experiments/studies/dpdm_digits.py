@@ -26,7 +26,7 @@ def evaluations():
     yield Evaluation({"table": "NFE", "sampler": "DPDM"}, {**published, "num_steps": steps})
   for steps in (2, 3, 5):
     searched = {**published, "sigma_min_search": True, "num_steps": steps}
-    yield Evaluation({"table": "search", "sampler": "DPDM, σ_min searched"}, searched)
+    yield Evaluation({"table": "search", "sampler": "DPDM, σ_min searched"}, searched, PUPIL)
   for sigma in SIGMAS:
     yield Evaluation({"table": "recovery", "sampler": "one denoising", "σ": sigma}, recovery=sigma)
 
@@ -47,8 +47,8 @@ def get_study():
     tables=[
       Table("DPDM, Tables 2 and 4: Fréchet distance at equal NFE, and the two samplers crossed", ("sampler", "NFE"),
             ("network",), when={"table": "NFE"}),
-      Table("DPDM's sampler with σ_min searched for each network and NFE", ("NFE",), ("network",),
-            when={"table": "search"}),
+      Table("The pupil by DPDM's sampler, σ_min searched for each NFE", ("NFE",), (),
+            ("frechet", "precision", "recall"), {"table": "search"}),
       Table("Precision and recall", ("network", "sampler", "NFE"), (), ("precision", "recall"), {"table": "NFE"}),
       Table("DPDM, Table 1: recovery, the Fréchet distance of denoised to clean images", ("σ",), ("network",),
             when={"table": "recovery"}),
