@@ -4,7 +4,8 @@
     --init_config=configs/edm_digits.py
   python experiments/evaluate.py --workdir=runs/dpdm_digits --nfe=4,5,8
 
-The first command trains the teacher, runs/edm_digits, if it is not there.
+The first command trains the teacher, runs/edm_digits, if it is not there. What to expect, over three seeds with longer
+training of both: experiments/results/dpdm.
 """
 
 from diffusion_jax import presets

@@ -21,6 +21,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.evaluation import bench, report
 from diffusion_jax.evaluation.records import Records
 from diffusion_jax.training import checkpoint
+from diffusion_jax.training.state import inference_variables
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _EVERY = flags.DEFINE_integer("every", 1, "Only checkpoints whose step is a multiple of this.")
@@ -38,7 +39,8 @@ def main():
   config = with_sampler_flags(checkpoint.read_config(folder))
   config.sampling.sigma_min_search = False
   config_lib.check(config)
-  config_lib.choose("sampling.sampler", config.sampling.sampler, methods.from_config(config).samplers)
+  method = methods.from_config(config)  # one for all checkpoints: one compilation
+  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
   steps = [step for step in checkpoint.steps_of(checkpoint.folder_of(folder)) if step % _EVERY.value == 0]
   if not steps:
     raise cli.UsageError(f"--workdir={folder}: no checkpoint of a multiple of {_EVERY.value} steps")
@@ -49,12 +51,17 @@ def main():
   found = {}
   with tqdm(total=len(steps) * blocks * num_images, unit="img", disable=jax.process_index() != 0) as bar:
     for step in steps:
-      take = functools.partial(checkpoint.load_for_inference, folder, step, config)
+      take = functools.partial(averages, method, folder, step)
       provenance = {"name": folder.name, "step": step, "sha256": checkpoint.fingerprint(folder, step)}
       subject = bench.of_model(provenance, config, take)
       scores = cli.checked(bench.score, subject, scorers, records, num_images, blocks, progress=bar.update)
       found[step] = bench.summary(scores)
   write(found, f"{config.sampling.sampler}, NFE {scores[0]['nfe']}")
+
+
+def averages(method, folder, step: int) -> tuple:
+  """(method, variables) of a checkpoint."""
+  return method, inference_variables(checkpoint.load_averages(folder, step)[0])
 
 
 def write(found: dict[int, dict], sampler: str):
