@@ -113,8 +113,7 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
 
   Raises:
     ConfigError: without config.init_only, a parameter, the images, the classes or the preconditioner differ (names the
-      first difference), or dpdm's teacher is no diffusion model; with
-      it, nothing fits.
+      first difference), or dpdm's teacher is no diffusion model; with it, nothing fits.
   """
   params = _first_shapes(method, config).params
   here, there = _flat(params), _flat({role: source.params for role in method.initial})

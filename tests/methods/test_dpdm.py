@@ -289,10 +289,8 @@ def test_labels_augmentation_and_dropout_where_they_belong():
   method.update(made, batch, jax.random.key(0))
   names = [set(call) for call in calls]
   assert names.count({"label", "augment", "dropout"}) == 1 and names.count({"label"}) == 4
-  kept = [jnp.asarray(jax.lax.stop_gradient(call["label"])) for call in calls]
   assert all(call["label"] is calls[0]["label"] for call in calls[:2])  # generator and score network
   assert all(call["label"] is calls[2]["label"] for call in calls[2:])  # generator, score network and teacher
-  assert len(kept) == 5
 
 
 def test_the_score_networks_target_is_what_it_was_shown():
@@ -399,9 +397,9 @@ def test_one_device_does_what_eight_do(toy_network):
   for other, its in (jax.tree.map(lambda x: x[0], ran), accumulated):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), metrics, its)
     for role in ("generator", "score"):
-      moved = lambda now: jax.tree.map(lambda a, b: a - b, now.params[role], made.params[role])
-      # β1 = 0 would make of each number's sign a whole step: the default β1 keeps to the gradient's own size.
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01, atol=2e-6), moved(after), moved(other))
+      # Adam's first moment is the gradient; its first step would show the gradient's signs alone.
+      for a, b in zip(jax.tree.leaves(after.opt_state[role].mu), jax.tree.leaves(other.opt_state[role].mu)):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
 
 
 def small(**fields):
