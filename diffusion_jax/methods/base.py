@@ -27,8 +27,9 @@ class Method(NamedTuple):
       "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B].
     process: the forward process of denoise's x and t.
     samplers: names of the samplers that serve the method, the default first.
-    preconditioner: of a method that has one: the noise levels that its network knows bound the grids.
+    preconditioner: of a method that has one: the noise levels that its network knows bound the grids of noise levels.
     times: (keys [B]) -> [B]: the times at which `update` trains the examples with these keys.
+    weight: of a method that has one: noise levels -> λ(σ), of the same shape, by which its loss weighs ‖x̂_0 − x_0‖².
   """
 
   init: Callable
@@ -38,6 +39,7 @@ class Method(NamedTuple):
   samplers: tuple[str, ...]
   preconditioner: par.Preconditioner | None = None
   times: Callable | None = None
+  weight: Callable | None = None
 
 
 def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:

@@ -123,12 +123,14 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
       expected = f"no parameter matches and fits; {config.init_from} has {', '.join(sorted(there)[:3])}, ..."
       raise config_lib.wrong("init_only", config.init_only, expected)
     return Fit({path: there[path] for path, reason in reasons.items() if not reason}, reasons)
-  if source.preconditioner is not None and source.preconditioner != method.preconditioner:
-    expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
-    raise config_lib.wrong("edm.preconditioner", config.edm.preconditioner, expected)
   if config.method == "dpdm" and source.method != config.dpdm.diffusion:
     expected = f"dpdm's teacher must be a run of config.dpdm.diffusion = {config.dpdm.diffusion!r}, not {source.method}"
     raise config_lib.wrong("init_from", config.init_from, expected)
+  if source.preconditioner is not None and source.preconditioner != method.preconditioner:
+    diffusion = config.dpdm.diffusion if config.method == "dpdm" else config.method
+    part, field = ("dual", "process") if diffusion == "dual_output" else ("edm", "preconditioner")
+    expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
+    raise config_lib.wrong(f"{part}.{field}", config[part][field], expected)
   for name, value in source.data.items():
     if config.data[name] != value:
       raise config_lib.wrong(f"data.{name}", config.data[name], f"init_from was trained with {value}")
