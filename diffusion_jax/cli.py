@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax import config as config_lib
 from diffusion_jax import files, mesh, methods, sampling
 from diffusion_jax.data.sources import DataError
-from diffusion_jax.evaluation import bench, features, scoring, sigma_min
+from diffusion_jax.evaluation import bench, features, r_table, scoring, sigma_min
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study import StudyError
 from diffusion_jax.training import checkpoint
@@ -218,7 +218,8 @@ class ModelFlags:
 
     Args:
       path: a workdir or a published pickle in place of that of the flags.
-      search: put in the σ_min of DPDM's grid too, searched where config.sampling leaves that to a search.
+      search: put in the σ_min of DPDM's grid too, searched where config.sampling leaves that to a search, and the means
+        of Dual-Output's r, measured where it asks for them.
 
     Raises:
       UsageError: as `folder`, or the published checkpoint cannot be read.
@@ -230,6 +231,7 @@ class ModelFlags:
       step = self._chosen_step(folder, self._step.value if path is None else None)
       method, variables = checkpoint.load_for_inference(folder, step, config)
       if search:
+        config = checked(r_table.resolve, config, folder, step, lambda: (method, variables))
         config = checked(sigma_min.resolve, config, folder, step, lambda: (method, variables))
       return Model(config, method, variables, step, f"step {step}")
     model = open_published(pickle, "--checkpoint", self._with_sampler_flags)

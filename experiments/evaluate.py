@@ -25,6 +25,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, sigma_min, statistics
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.evaluation import r_table as r_table_lib
 from diffusion_jax.evaluation.records import Records
 
 _SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler or the run's own by default.")
@@ -61,6 +62,7 @@ def main():
     take, folder = lambda: (method, variables), None if model_flags.published else model_flags.folder()
     subjects = {}
     for label, each in chosen.items():
+      each = cli.checked(r_table_lib.resolve, each, folder, step, take)
       each = cli.checked(sigma_min.resolve, each, folder, step, take, scorers)
       subjects[label] = bench.of_model(checkpoint, each, take)
 
