@@ -130,6 +130,7 @@ def default() -> ConfigDict:
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
+  c.sampling.clip = 0.0  # clip estimated images to [−clip, clip]; 1 is the range of the data, 0 does not clip
   c.sampling.ratio = "learned"  # r of dual_output: learned; mean, as measured at each t; a number, 0 the noise head
   # alone to 1 the image head alone; or several with commas, for t = T/n, 2T/n, …, T, linear in between
   c.sampling.switch = 0  # of dual_output: this many steps by the image head alone, the others by the noise head alone
@@ -150,7 +151,7 @@ _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
   "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
-  "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
+  "sampling.clip",  "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
 )  # fmt: skip
 
 

@@ -203,6 +203,7 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
         labels=None if labels is None else mesh.spread(labels[rows]),
         guidance=None if setting.guidance == 1 else setting.guidance,
         ratio=ratio,
+        clip=setting.clip or None,
         **options,
       )
     )
@@ -234,6 +235,7 @@ def sample(
   trajectory: bool = False,
   process: Process | None = None,
   ratio: tuple[Array, Array] | None = None,
+  clip: float | None = None,
   **options,
 ):
   """Draws images.
@@ -251,6 +253,7 @@ def sample(
     trajectory: return the states at every grid value too.
     process: the Gaussian process to sample in, by `process.reframe`; the method's own by default.
     ratio: r of dual_output, (times [K] of method.process increasing, values [K]), see `ratio_of`; traced.
+    clip: limit of estimated images, see `guidance.threshold`; None does not clip.
     **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans and strings not.
 
   Returns:
@@ -273,7 +276,7 @@ def sample(
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   out = _sample(
     method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static,
-    variables, keys, padded, labels, guidance, ratio, traced,
+    variables, keys, padded, labels, guidance, ratio, clip, traced,
   )  # fmt: skip
   if not trajectory:
     return out
@@ -293,7 +296,7 @@ def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.nd
 @functools.partial(jax.jit, static_argnums=range(7))
 def _sample(
   denoise_fn, source, process, sampler, image_shape, trajectory, static,
-  variables, keys, grid, labels, scale, ratio, traced,
+  variables, keys, grid, labels, scale, ratio, clip, traced,
 ):  # fmt: skip
   cond = {name: value for name, value in (("label", labels), ("ratio", ratio)) if value is not None}
   denoise = lambda x, t: denoise_fn(variables, x, t, cond or None)
@@ -302,5 +305,7 @@ def _sample(
     denoise = guidance_lib.classifier_free(denoise, unconditional, scale)
   if process != source:
     denoise = process_lib.reframe(denoise, source, process)
+  if clip is not None:
+    denoise = guidance_lib.threshold(denoise, process, clip)
   x = process.prior(keys, image_shape, grid[0])
   return samplers.BY_NAME[sampler](denoise, process, x, grid, keys, trajectory=trajectory, **dict(static), **traced)
