@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax import config as config_lib
 from diffusion_jax import files, mesh, methods, sampling
 from diffusion_jax.data.sources import DataError
-from diffusion_jax.evaluation import bench, features, scoring, sigma_min
+from diffusion_jax.evaluation import bench, features, r_table, scoring, sigma_min
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study import StudyError
 from diffusion_jax.training import checkpoint
@@ -206,7 +206,7 @@ class ModelFlags:
     """Loads the model; its config.sampling has the flags put in.
 
     Args:
-      search: put in the σ_min of DPDM's grid too, see `with_sigma_min`.
+      search: put in what it leaves to a measurement too, see `measured`.
 
     Raises:
       UsageError: as `folder`, or there is no such run or checkpoint, or it cannot be read.
@@ -217,16 +217,17 @@ class ModelFlags:
       model = open_published(self._pickle(), "--checkpoint", self._with_sampler_flags)
     else:
       model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags)
-    return self.with_sigma_min(model) if search else model
+    return self.measured(model) if search else model
 
-  def with_sigma_min(self, model: Model) -> Model:
-    """The model with the σ_min of DPDM's grid, which is searched where config.sampling leaves it to a search.
+  def measured(self, model: Model) -> Model:
+    """The model with what its config.sampling leaves to a measurement: the means of r, the σ_min of DPDM's grid.
 
     Raises:
-      UsageError, ConfigError: as `sigma_min.resolve`.
+      UsageError, ConfigError: as `r_table.resolve` and `sigma_min.resolve`.
     """
     folder, take = None if self.published else self.folder(), lambda: (model.method, model.variables)
-    return model._replace(config=checked(sigma_min.resolve, model.config, folder, model.step, take))
+    config = checked(r_table.resolve, model.config, folder, model.step, take)
+    return model._replace(config=checked(sigma_min.resolve, config, folder, model.step, take))
 
   def with_sampler(self, config: ConfigDict, name: str) -> ConfigDict:
     """The config with another sampler in place of that of --sampler, and all other flags put in."""

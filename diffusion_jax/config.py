@@ -26,7 +26,7 @@ def of_file(name: str, error: ConfigError) -> ConfigError:
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()
-  c.method = "edm"  # edm, dpdm
+  c.method = "edm"  # edm, dual_output, dpdm
   c.seed = 0  # of everything: initialisation, order of the data, noise
   c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher
   c.init_only = ()  # of these, only parameters whose paths match one of these patterns, such as "net/enc_*"; () is all
@@ -70,8 +70,15 @@ def default() -> ConfigDict:
   c.edm.weight = "edm"  # edm: (σ² + σ_data²)/(σσ_data)²; inverse_variance: 1/σ²
   c.edm.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a second head learns the reverse variance; .001 in the paper
 
+  c.dual = ConfigDict()  # method "dual_output": heads of noise, image, and which of them to trust
+  c.dual.process = "linear"  # linear: DDPM's chain of 1000 steps; cosine: iDDPM's of 4000
+  c.dual.eps_weight = 1.0  # λ^ε, of the noise head's loss
+  c.dual.x_weight = 1.0  # λ^x, of the image head's
+  c.dual.mean_weight = 1.0  # λ^μ, of the mixed mean's, from which r alone learns
+  c.dual.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a fourth head learns the reverse variance; .001 in its paper
+
   c.dpdm = ConfigDict()  # method "dpdm": a pupil of init_from; its σ are drawn by the fields of the teacher's method
-  c.dpdm.diffusion = "edm"  # the teacher's method: edm
+  c.dpdm.diffusion = "edm"  # the teacher's method: edm, dual_output
   c.dpdm.score_steps = 1  # of the score network, an update; then one of the generator
   c.dpdm.generator_weight = "diffusion"  # diffusion: that of score matching, λσ⁴; unit: the smoothed KL itself
   c.dpdm.score_augment = False  # pass what the score network is trained on through EDM's augmentation (data.augment)
@@ -110,7 +117,7 @@ def default() -> ConfigDict:
   c.sampling = ConfigDict()
   c.sampling.sampler = "heun"
   c.sampling.num_steps = 18
-  c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm
+  c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm; of dual_output's times: respaced
   c.sampling.process = "own"  # x_t = s(t)·(x_0 + σ(t)·ε): own, the method's; edm, vp, ve
   c.sampling.sigma_min = 0.0  # 0: the grid's own, .002 for edm
   c.sampling.sigma_min_search = False  # by score, not of the published table; of the dpdm grid alone
@@ -124,6 +131,10 @@ def default() -> ConfigDict:
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
+  c.sampling.clip = 0.0  # clip estimated images to [−clip, clip]; 1 is the range of the data, 0 does not clip
+  c.sampling.ratio = "learned"  # r of dual_output: learned; mean, as measured at each t; a number, 0 the noise head
+  # alone to 1 the image head alone; or several with commas, for t = T/n, 2T/n, …, T, linear in between
+  c.sampling.switch = 0  # of dual_output: this many steps by the image head alone, the others by the noise head alone
   c.lock()
   return c
 
@@ -140,7 +151,8 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
-  "edm.vlb_weight", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
+  "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
+  "sampling.clip",  "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
 )  # fmt: skip
 
 
@@ -190,9 +202,12 @@ def check(config: ConfigDict, device_count: int | None = None):
   if sampling.churn and sampling.sampler not in ("euler", "heun"):
     raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
   choose("sampling.variance", sampling.variance, ("posterior", "upper", "learned"))
-  learned = config.edm.vlb_weight and sampling.process == "vp"
-  if (sampling.sampler, sampling.variance) == ("ddpm", "learned") and not learned:
-    raise wrong("sampling.variance", "learned", "needs a network with edm.vlb_weight > 0, and sampling.process = 'vp'")
+  if (sampling.sampler, sampling.variance) == ("ddpm", "learned"):
+    part, process = ("dual", "own") if config.method == "dual_output" else ("edm", "vp")
+    if not (config[part].vlb_weight and sampling.process == process):
+      expected = f"needs a network with {part}.vlb_weight > 0, and sampling.process = {process!r}"
+      raise wrong("sampling.variance", "learned", expected)
+  _check_ratio(config)
   if sampling.s_max < sampling.s_min:
     raise wrong("sampling.s_max", sampling.s_max, "must be at least sampling.s_min")
   if sampling.eta > 1:
@@ -223,6 +238,37 @@ def check(config: ConfigDict, device_count: int | None = None):
   if device_count and train.batch_size % (device_count * train.accumulation):
     expected = f"must be a multiple of {device_count} devices × accumulation {train.accumulation}"
     raise wrong("train.batch_size", train.batch_size, expected)
+
+
+def _check_ratio(config: ConfigDict):
+  sampling = config.sampling
+  ratios(sampling.ratio)
+  for field, default in (("ratio", "learned"), ("switch", 0)):
+    if sampling[field] != default and config.method != "dual_output":
+      raise wrong(f"sampling.{field}", sampling[field], f"must be {default!r} for method {config.method!r}")
+  if sampling.switch > sampling.num_steps:
+    raise wrong("sampling.switch", sampling.switch, f"must be at most sampling.num_steps ({sampling.num_steps})")
+  if sampling.switch and sampling.ratio != "learned":
+    raise wrong("sampling.ratio", sampling.ratio, "must be 'learned' with sampling.switch, which chooses the heads")
+
+
+def ratios(text: str) -> tuple[float, ...] | None:
+  """The numbers of a config.sampling.ratio; None for "learned" and "mean".
+
+  Raises:
+    ConfigError: it is neither of them nor numbers in [0, 1].
+  """
+  if text in ("learned", "mean"):
+    return None
+  try:
+    numbers = tuple(float(part) for part in text.split(","))
+  except ValueError:
+    near = difflib.get_close_matches(text, ("learned", "mean"), 1, 0.0)
+    expected = f"expected learned, mean, or numbers in [0, 1] such as 0.5; nearest: {near[0]}"
+    raise wrong("sampling.ratio", text, expected) from None
+  if not all(0 <= number <= 1 for number in numbers):
+    raise wrong("sampling.ratio", text, "r must be in [0, 1]")
+  return numbers
 
 
 def choose(field: str, value: str, choices):

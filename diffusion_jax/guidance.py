@@ -1,11 +1,16 @@
 """Guidance: functions from Denoise to Denoise.
 
     (ĉ, ε̂) = (1 − w)·(ĉ, ε̂)_uncond + w·(ĉ, ε̂)_cond        (Ho & Salimans 2022; w = 1 is no guidance)   (1)
+    x̂_0' = clip(x̂_0, −limit, limit),  ε̂' = ε̂ + (m(ĉ, t) − m(ĉ', t))/σ(t)                                     (2)
 
-Both members of the pair are combined with the same weight, so a consistent pair stays one.
+In (1) both members of the pair are combined with the same weight, and (2) keeps m(ĉ, t) + σ(t)·ε̂, so a consistent pair
+stays one.
 """
 
-from diffusion_jax.types import Denoise, Prediction
+import jax.numpy as jnp
+
+from diffusion_jax.process import Process, as_time
+from diffusion_jax.types import Denoise, Prediction, like
 
 
 def classifier_free(conditional: Denoise, unconditional: Denoise, scale) -> Denoise:
@@ -26,3 +31,23 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, scale) -> Deno
     )
 
   return denoise
+
+
+def threshold(denoise: Denoise, process: Process, limit) -> Denoise:
+  """Estimated images clipped to [−limit, limit], equation (2): what DDPM and iDDPM sample with, at limit 1.
+
+  Where α(t) is small a slightly wrong ε̂ means an enormous image, from which few steps do not come back.
+
+  Args:
+    denoise: the pair of estimates at (x, t).
+    process: the process of x and t; t > 0.
+    limit: positive number; may be traced.
+  """
+
+  def clipped(x, t):
+    pred = denoise(x, t)
+    clean = process.encode(None, jnp.clip(process.decode(pred.clean), -limit, limit))
+    moved = process.signal(pred.clean, t) - process.signal(clean, t)
+    return pred._replace(clean=clean, eps=pred.eps + moved / like(process.sigma(as_time(t)), x))
+
+  return clipped

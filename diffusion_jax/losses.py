@@ -8,9 +8,17 @@
             s = 0:  −log ∫ N(x; x̂_0, Σ) dx over the bin of x_0, of 256 in [−1, 1],
                     the first and last of which reach to ∓∞                              (6)
 
-n = σ/α is the noise level. Distances are summed over pixels and channels, as in the papers; the mean over the batch is
-taken once, in training. Sources: Karras et al. 2022; Nichol & Dhariwal 2021, eq. 15, 16; (6) from Ho et al. 2020.
+    dual:   λ^ε·‖ε_θ − ε‖² + λ^x·‖x_θ − x_0‖² + λ^μ·L^μ                                  (7)
+            L^μ = ‖μ̃ − r·μ_x − (1 − r)·μ_ε‖² = a²‖x_0 − x̂_0‖²,  a = α_s(1 − r_ts²)        (8)
+            x_0 − x̂_0 = r·(x_0 − x_θ) + (1 − r)·n_t·(ε_θ − ε)                            (9)
+
+n = σ/α is the noise level, r_ts the r of (3). In (8) and (9) only r, the network's third head, learns. Distances are
+summed over pixels and channels, as in the papers, but in (7), where they are averaged; the mean over the batch is taken
+once, in training. Sources: Karras et al. 2022; Nichol & Dhariwal 2021, eq. 15, 16; (6) from Ho et al. 2020; (7) to (9)
+from Benny & Wolf 2022, eq. 17 to 20.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +137,41 @@ def _log_bin(x: Array, mean: Array, log_std: Array) -> Array:
   open_above = jnp.where(side > 0, x > 254 / 255, x < -254 / 255)
   inside = jnp.where(open_above, 0, upper) + jnp.log(-jnp.expm1(lower - jnp.where(open_above, 0, upper)))
   return jnp.where(open_below, upper, inside)
+
+
+class DualTerms(NamedTuple):
+  """L^ε, L^x and L^μ of equation (7), each [B]."""
+
+  eps: Array
+  x: Array
+  mean: Array
+
+
+def dual_terms(
+  process: Gaussian, eps_head: Array, x_head: Array, logit: Array, x0: Array, eps: Array, t, s
+) -> DualTerms:
+  """The three losses of Dynamic Dual-Output Diffusion, equations (7) to (9), averaged over pixels and channels.
+
+  L^ε reaches `eps_head` alone, L^x `x_head` alone, L^μ `logit` alone. The state x_t drops out of (9), which has no
+  division by a small α.
+
+  Args:
+    process: the process of t and s.
+    eps_head: ε_θ at (x_t, t), [B, H, W, C].
+    x_head: x_θ there, [B, H, W, C].
+    logit: r = sigmoid(logit) there, [B, H, W, 1].
+    x0: images [B, H, W, C].
+    eps: the noise in x_t, [B, H, W, C].
+    t: time of the state, scalar or [B].
+    s: time of the reverse step's end, scalar or [B], 0 <= s < t.
+  """
+  t, s = as_time(t), as_time(s)
+  above = process.noise_level(t)
+  fall = process.noise_level(s) / above
+  scale = process.alpha(s) * (1 - fall) * (1 + fall)
+  eps_error, x_error = eps_head - eps, x_head - x0
+  eps_part = like(scale * above, x0) * jax.lax.stop_gradient(eps_error)
+  x_part = like(scale, x0) * jax.lax.stop_gradient(x_error)
+  mixed = jax.nn.sigmoid(-logit) * eps_part - jax.nn.sigmoid(logit) * x_part
+  mean_square = lambda a: jnp.mean(_pixels(a) ** 2, axis=-1)
+  return DualTerms(mean_square(eps_error), mean_square(x_error), mean_square(mixed))

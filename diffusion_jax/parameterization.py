@@ -11,8 +11,13 @@ or, for states x = x_0 + σε of the EDM process, through a preconditioner (Karr
     D = c_skip·x + c_out·F(c_in·x; c_noise)                                             (4)
     ε̂ = (x − D)/σ = e_skip·x + e_out·F,  e_skip = (1 − c_skip)/σ,  e_out = −c_out/σ     (5)
 
-where e_skip and e_out are written out without the cancellation of 1 − c_skip at small σ. A preconditioner knows the
-noise levels that its networks are trained on; a σ beyond them is moved to the nearest.
+or from three heads, of noise, image and which of them to trust (Dynamic Dual-Output Diffusion, eq. 15 and 16)
+
+    ĉ = r·x_θ + (1 − r)·(x − σε_θ)/α     ε̂ = r·(x − αx_θ)/σ + (1 − r)·ε_θ               (6)
+
+Mixing the two images is mixing the two means of any reverse step, DDPM's or DDIM's, since these are affine in ĉ. In (5)
+e_skip and e_out are written out without the cancellation of 1 − c_skip at small σ. A preconditioner knows the noise
+levels that its networks are trained on; a σ beyond them is moved to the nearest.
 """
 
 import dataclasses
@@ -59,6 +64,42 @@ def v_target(process: process_lib.Gaussian, x0: Array, eps: Array, t) -> Array:
   """What the v head is trained on: (α(t)·ε − σ(t)·x_0)/r, [B, ...]."""
   alpha, sigma = _scales(process, x0, t)
   return (alpha * eps - sigma * x0) / jnp.hypot(alpha, sigma)
+
+
+def dual(
+  process: process_lib.Gaussian,
+  eps: Array,
+  x0: Array,
+  logit: Array,
+  x: Array,
+  t,
+  ratio: Array | None = None,
+  log_variance: Array | None = None,
+) -> Prediction:
+  """The pair of a noise and an image estimate at x_t, equation (6); t > 0.
+
+  Finite where α(t) is 0 or nearly so: the divisor is at least σ/MAX_NOISE_LEVEL. The pair is consistent everywhere.
+
+  Args:
+    process: the process of x and t.
+    eps: ε_θ [B, H, W, C].
+    x0: x_θ [B, H, W, C].
+    logit: r = sigmoid(logit), [B, H, W, 1].
+    x: x_t [B, H, W, C].
+    t: scalar or [B].
+    ratio: r in place of the network's, scalar or [B] in [0, 1]: 0 is ε_θ alone, 1 x_θ alone.
+    log_variance: of the pair, [B, H, W, C].
+  """
+  alpha, sigma = _scales(process, x, t)
+  r, rest = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
+  if ratio is not None:
+    r = like(ratio, x)
+    rest = 1 - r
+  divisor = jnp.maximum(alpha, sigma / process_lib.MAX_NOISE_LEVEL)
+  share = alpha / divisor  # 1, but where the divisor is not α
+  clean = r * x0 + rest * (x - sigma * eps) / divisor
+  noise = r * (x - alpha * x0) / sigma + rest * (share * eps + (1 - share) * x / sigma)
+  return Prediction(process.encode(None, clean), noise, log_variance)
 
 
 class Coefficients(NamedTuple):
@@ -177,6 +218,25 @@ class IDDPMPreconditioner(Preconditioner):
     levels = jnp.asarray(self.levels(), sigma.dtype)
     c_noise = self.num_levels - 1 - jnp.argmin(jnp.abs(levels - sigma[..., None]), axis=-1)
     return _noise_prediction(sigma, 1 / jnp.hypot(sigma, 1.0), c_noise.astype(sigma.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconditioned(Preconditioner):
+  """For networks that are given x_t and t of a chain as they are: what they are trained on, t = 1..T, alone."""
+
+  process: process_lib.Discrete
+
+  @property
+  def sigma_min(self) -> float:
+    return self._noise_level(1.0)
+
+  @property
+  def sigma_max(self) -> float:
+    return self._noise_level(float(self.process.num_steps))
+
+  def _noise_level(self, t: float) -> float:
+    with jax.ensure_compile_time_eval():
+      return float(self.process.noise_level(t))  # to the last digit what a grid's end has
 
 
 def clamp(preconditioner: Preconditioner, sigma):

@@ -147,3 +147,16 @@ def set_dpdm(config: ConfigDict, teacher: str, learning_rate: float = 1e-5):
   config.network.dropout = 0.0
   config.optimizer.update(learning_rate=learning_rate, warmup_images=0, beta1=0.0, beta2=0.99)
   config.sampling.update(sampler="dpdm", grid="dpdm", num_steps=5)
+
+
+def set_dual(config: ConfigDict, process: str, vlb_weight: float = 0.0):
+  """Puts Dual-Output diffusion into a config, sampled by DDIM at 10 of the chain's times.
+
+  Args:
+    config: changed in place.
+    process: linear or cosine.
+    vlb_weight: of iDDPM's loss for the reverse variance, 0 for none.
+  """
+  config.method = "dual_output"
+  config.dual.update(process=process, vlb_weight=vlb_weight)
+  config.sampling.update(sampler="ddim", grid="respaced", num_steps=10)

@@ -15,7 +15,7 @@ from diffusion_jax import guidance as guidance_lib
 from diffusion_jax import mesh, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
-from diffusion_jax.config import choose, wrong
+from diffusion_jax.config import choose, ratios, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
 from diffusion_jax.types import Array, Key
@@ -42,12 +42,15 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
 
   The range is the config's or else the grid's own, within what the network was trained on: a range that was asked for
   is clamped to it with a warning. VP's β_d and β_min are solved anew, so that its noise level has this range. Where
-  networks know only a table of noise levels (iDDPM), the grid takes the nearest; levels that coincide become one.
+  networks know only a table of noise levels (iDDPM), the grid takes the nearest; levels that coincide become one. The
+  grid "respaced" is made of the method's own t, and has no range to choose.
 
   Raises:
     ConfigError: there is no such grid or process, or no such grid with this range and number of steps.
   """
-  choose("sampling.grid", config.grid, _RANGES)
+  choose("sampling.grid", config.grid, (*_RANGES, "respaced"))
+  if config.grid == "respaced":
+    return _respaced(config, method.process)
   lo, hi = _range(config, method.preconditioner)
   vp = process_lib.VP.from_range(lo, hi)
   if "vp" in (config.grid, config.process) and vp.beta_d + vp.beta_min < 0:
@@ -66,8 +69,7 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
   if table is not None:
     nearest = table[np.argmin(np.abs(table - levels[:-1, None]), axis=1)]
     levels = np.append(nearest[np.append(True, np.diff(nearest) < 0)], 0.0)
-  choices = {"own": method.process, "edm": process_lib.EDM(), "vp": vp, "ve": process_lib.VE()}
-  process = choose("sampling.process", config.process, choices)
+  process = _process(config, method.process, vp)
   return process, np.asarray(process.inverse(levels))
 
 
@@ -85,6 +87,27 @@ def with_sampler(config, name: str):
     elif config.sampling.grid == "dpdm":
       config.sampling.grid = "edm"
   return config
+
+
+def _process(config, own: Process, vp: process_lib.VP) -> Process:
+  choices = {"own": own, "edm": process_lib.EDM(), "vp": vp, "ve": process_lib.VE()}
+  return choose("sampling.process", config.process, choices)
+
+
+def _respaced(config, chain: Process) -> tuple[Process, np.ndarray]:
+  """`schedule_of` for the grid "respaced"; a process other than the chain has the same noise levels."""
+  if not isinstance(chain, process_lib.Discrete):
+    raise wrong("sampling.grid", "respaced", "needs a method whose process is a chain t = 1, ..., T: dual_output")
+  for name in ("sigma_min", "sigma_max"):
+    if config[name]:
+      raise wrong(f"sampling.{name}", config[name], "must be 0 for the grid respaced, which is one of times")
+  try:
+    grid = times.respaced(chain.num_steps, config.num_steps)
+  except ValueError as error:
+    raise wrong("sampling.num_steps", config.num_steps, str(error)) from None
+  known = par.Unconditioned(chain)
+  process = _process(config, chain, process_lib.VP.from_range(known.sigma_min, known.sigma_max))
+  return process, grid if process == chain else np.asarray(process.inverse(chain.noise_level(grid)))
 
 
 def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, float]:
@@ -117,6 +140,33 @@ def options_of(config, method: Method) -> dict:
   if config.sampler == "predictor_corrector":
     return {"snr": config.snr}
   return {"eta": config.eta} if config.eta else {}
+
+
+def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:
+  """What a config.sampling says of dual_output's r: (times [K] of the method's process, values [K]); None: r_θ.
+
+  With `switch` the image head is used at the times of the first so many steps, the noise head from the next one on.
+
+  Raises:
+    ConfigError: r is not in [0, 1], or its means are asked for and have not been put in.
+  """
+  if config.ratio == "mean":
+    expected = "has to be measured before: by experiments/r_table.py, or evaluate.py and sample.py, for a trained run"
+    raise wrong("sampling.ratio", "mean", expected)
+  numbers = ratios(config.ratio)
+  if config.switch:
+    process, grid = schedule_of(config, method)
+    if config.switch >= len(grid):
+      raise wrong("sampling.switch", config.switch, f"must be at most the number of steps ({len(grid) - 1})")
+    ends = grid[[config.switch, config.switch - 1]]
+    if process != method.process:
+      ends = method.process.inverse(process.noise_level(ends))
+    return np.asarray(ends, np.float32), np.float32([0, 1])
+  if numbers is None:
+    return None
+  numbers = numbers * 2 if len(numbers) == 1 else numbers
+  knots = method.process.num_steps * np.arange(1, len(numbers) + 1) / len(numbers)
+  return knots.astype(np.float32), np.float32(numbers)
 
 
 def evaluations(config, method: Method) -> int:
@@ -154,6 +204,7 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
   variables = mesh.everywhere(variables)
   (process, grid), options = schedule_of(setting, method), options_of(setting, method)
+  ratio = ratio_of(setting, method)
   images = []
   for rows in mesh.batches(len(seeds), batch_size):
     images.append(
@@ -167,6 +218,8 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
         process=process,
         labels=None if labels is None else mesh.spread(labels[rows]),
         guidance=None if setting.guidance == 1 else setting.guidance,
+        ratio=ratio,
+        clip=setting.clip or None,
         **options,
       )
     )
@@ -197,6 +250,8 @@ def sample(
   guidance: float | None = None,
   trajectory: bool = False,
   process: Process | None = None,
+  ratio: tuple[Array, Array] | None = None,
+  clip: float | None = None,
   **options,
 ):
   """Draws images.
@@ -213,6 +268,8 @@ def sample(
     guidance: scale of classifier-free guidance; None evaluates the network once a step, any number twice.
     trajectory: return the states at every grid value too.
     process: the Gaussian process to sample in, by `process.reframe`; the method's own by default.
+    ratio: r of dual_output, (times [K] of method.process increasing, values [K]), see `ratio_of`; traced.
+    clip: limit of estimated images, see `guidance.threshold`; None does not clip.
     **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans and strings not.
 
   Returns:
@@ -235,7 +292,7 @@ def sample(
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   out = _sample(
     method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static,
-    variables, keys, padded, labels, guidance, traced,
+    variables, keys, padded, labels, guidance, ratio, clip, traced,
   )  # fmt: skip
   if not trajectory:
     return out
@@ -254,14 +311,17 @@ def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.nd
 
 @functools.partial(jax.jit, static_argnums=range(7))
 def _sample(
-  denoise_fn, source, process, sampler, image_shape, trajectory, static, variables, keys, grid, labels, scale, traced
-):
-  cond = None if labels is None else {"label": labels}
-  denoise = lambda x, t: denoise_fn(variables, x, t, cond)
+  denoise_fn, source, process, sampler, image_shape, trajectory, static,
+  variables, keys, grid, labels, scale, ratio, clip, traced,
+):  # fmt: skip
+  cond = {name: value for name, value in (("label", labels), ("ratio", ratio)) if value is not None}
+  denoise = lambda x, t: denoise_fn(variables, x, t, cond or None)
   if scale is not None:
-    unconditional = lambda x, t: denoise_fn(variables, x, t, {"label": jnp.full_like(labels, -1)})
+    unconditional = lambda x, t: denoise_fn(variables, x, t, {**cond, "label": jnp.full_like(labels, -1)})
     denoise = guidance_lib.classifier_free(denoise, unconditional, scale)
   if process != source:
     denoise = process_lib.reframe(denoise, source, process)
+  if clip is not None:
+    denoise = guidance_lib.threshold(denoise, process, clip)
   x = process.prior(keys, image_shape, grid[0])
   return samplers.BY_NAME[sampler](denoise, process, x, grid, keys, trajectory=trajectory, **dict(static), **traced)

@@ -147,7 +147,8 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
     guidance = None if setting.guidance == 1 else setting.guidance
     options = sampling.options_of(setting, method)
     images = sampling.sample(
-      method, variables, keys, shape, grid, setting.sampler, labels, guidance, process=process, **options
+      method, variables, keys, shape, grid, setting.sampler, labels, guidance, process=process,
+      ratio=sampling.ratio_of(setting, method), clip=setting.clip or None, **options,
     )
     return jax.block_until_ready(images)
 

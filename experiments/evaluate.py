@@ -26,6 +26,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, sigma_min, statistics
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.evaluation import r_table as r_table_lib
 from diffusion_jax.evaluation.records import Records
 
 _SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler or the run's own by default.")
@@ -62,6 +63,7 @@ def main():
     take, subjects = lambda: (method, variables), {}
     kept = (out, checkpoint["sha256"]) if model_flags.published else (model_flags.folder(), step)
     for label, each in chosen.items():
+      each = cli.checked(r_table_lib.resolve, each, *kept, take)
       each = cli.checked(sigma_min.resolve, each, *kept, take, scorers)
       subjects[label] = bench.of_model(checkpoint, each, take)
 

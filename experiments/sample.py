@@ -35,7 +35,7 @@ def main():
     png.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={png.parent}: {error}") from None
-  config = model_flags.with_sigma_min(model).config
+  config = model_flags.measured(model).config
   images = sampling.generate_together(config, method, variables, seeds, labels)
   if jax.process_index() != 0:
     return

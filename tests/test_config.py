@@ -24,6 +24,8 @@ _LETTERS = [f"{network}-{letter}" for network in ("vp", "ve") for letter in "ABC
 ROWS = {
   "edm_cifar10": [f"{classes}-{row}" for classes in ("cond", "uncond") for row in _LETTERS],
   "dpdm_cifar10": ["uncond", "cond"],
+  "dual_cifar10": ["linear", "cosine"],
+  "dual_digits": ["linear", "cosine"],
   "edm_ffhq64": _LETTERS,
   "edm_afhqv2_64": _LETTERS,
   "ablations/table1_digits": ["vp", "ve", "ve100", "iddpm", "edm", "iddpm_vlb"],

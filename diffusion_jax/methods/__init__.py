@@ -1,10 +1,10 @@
 """Methods: each paper as a triple of pure functions made from a config."""
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.methods import dpdm, edm
+from diffusion_jax.methods import dpdm, dual_output, edm
 from diffusion_jax.methods.base import Method
 
-BY_NAME = {"edm": edm.from_config, "dpdm": dpdm.from_config}
+BY_NAME = {"edm": edm.from_config, "dual_output": dual_output.from_config, "dpdm": dpdm.from_config}
 
 
 def from_config(config, axis_name: str | None = None) -> Method:

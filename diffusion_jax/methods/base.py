@@ -31,6 +31,7 @@ class Method(NamedTuple):
     times: (keys [B]) -> [B]: the times at which `update` trains the examples with these keys; [B, n] of an update that
       takes n steps, in their order.
     initial: roles of the networks that config.init_from gives its weights to.
+    weight: of a method that has one: noise levels -> λ(σ), of the same shape, by which its loss weighs ‖x̂_0 − x_0‖².
   """
 
   init: Callable
@@ -41,6 +42,7 @@ class Method(NamedTuple):
   preconditioner: par.Preconditioner | None = None
   times: Callable | None = None
   initial: tuple[str, ...] = ("net",)
+  weight: Callable | None = None
 
 
 def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:

@@ -8,8 +8,9 @@ level σ for both, and takes (Algorithm 1) some steps of (1), then one of (2), e
     θ:  w(σ)·(s_φ − s_p)(x̃_t)·∂x̃_t/∂θ,  s_φ − s_p = (D_φ − D_p)/σ²                      (2)
 
 (2) is the gradient of w·KL(q_σ ‖ p_σ), the smoothed KL of the pupil's images to the data (Theorem 3.2). It is taken as
-that of ⟨w(σ)/σ²·(D_φ − D_p), x̃_t⟩ with the first factor held fixed. w is that of denoising score matching, λσ⁴, or 1.
-All states are those of the EDM process; a teacher of another Gaussian process is reframed.
+that of ⟨w(σ)/σ²·(D_φ − D_p), x̃_t⟩ with the first factor held fixed. w is that of denoising score matching, λσ⁴, or 1;
+λ is that of the teacher's own loss. All states are those of the EDM process; a teacher of another Gaussian process is
+reframed.
 """
 
 import functools
@@ -20,13 +21,13 @@ import jax.numpy as jnp
 
 from diffusion_jax import losses, process
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base, edm
+from diffusion_jax.methods import base, dual_output, edm
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Params, Prediction, like
 
 SAMPLERS = ("dpdm", *(name for name in edm.SAMPLERS if name != "dpdm"))
-DIFFUSION = {"edm": edm.from_config}  # methods of teachers
+DIFFUSION = {"edm": edm.from_config, "dual_output": dual_output.from_config}  # methods of teachers
 _EDM = process.EDM()
 # Streams of a step's key; 0 is the noise level's, drawn by the teacher's method.
 _NOISE, _RENOISE, _FLIP, _LABEL, _AUGMENT, _DROPOUT = range(1, 7)
@@ -60,7 +61,7 @@ def build(
 
   Args:
     config: the run's config.
-    diffusion: the method of teacher and score network, in a Gaussian process.
+    diffusion: the method of teacher and score network, in a Gaussian process; λ is its weight, else config.edm's.
     generate: the generator; by default the clean image that a network as the teacher's predicts.
     init_generator: (key, example_batch) -> its parameters; by default those of such a network.
     axis_name: axis that the update is pmapped over, if it is.
@@ -84,7 +85,8 @@ def build(
   clean = lambda params, x, sigma, cond: predict({"params": params}, x, sigma, cond).clean
   initial = ("teacher", "score") if generate else ("teacher", "generator", "score")
   generate = generate or clean
-  weight, factor = edm.weight_from_config(config.edm), factor_from_config(config)
+  weight = diffusion.weight or edm.weight_from_config(config.edm)
+  factor = factor_from_config(config, weight)
   steps = (*range(1, config.dpdm.score_steps + 1), 0)  # streams of an example's key, a step each
 
   def init(key, example_batch):
@@ -169,10 +171,9 @@ def surrogate(gap: Array, x: Array, factor: Array) -> Array:
   return losses.inner(jax.lax.stop_gradient(like(factor, x) * gap), x)
 
 
-def factor_from_config(config) -> Callable[[Array], Array]:
+def factor_from_config(config, weight: Callable[[Array], Array]) -> Callable[[Array], Array]:
   """w(σ)/σ² of equation (2) by config.dpdm.generator_weight: λσ² for "diffusion" (with EDM's λ, 1 + σ²/σ_data²); 1/σ²
-  for "unit", the smoothed KL itself.
+  for "unit", the smoothed KL itself. `weight` is λ.
   """
-  weight = edm.weight_from_config(config.edm)
   choices = {"diffusion": lambda sigma: weight(sigma) * sigma**2, "unit": lambda sigma: 1 / sigma**2}
   return choose("dpdm.generator_weight", config.dpdm.generator_weight, choices)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import identity
-from diffusion_jax.evaluation import bench, features, records, recovery, sigma_min
+from diffusion_jax.evaluation import bench, features, r_table, records, recovery, sigma_min
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
@@ -351,7 +351,9 @@ def evaluate(
   for evaluation, config in _evaluations(study, job.run, model.config):
     if evaluation.recovery is None:
       which = model.provenance["step"] or model.provenance["sha256"]
-      config = sigma_min.resolve(config, job.workdir, which, model.take, scorers, stored_only=stored_only)
+      config = r_table.resolve(config, job.workdir, which, model.take, stored_only=stored_only)
+      if config is not None:
+        config = sigma_min.resolve(config, job.workdir, which, model.take, scorers, stored_only=stored_only)
       if config is None:
         continue
       subject, num_images = bench.of_model(model.provenance, config, model.take), study.num_images

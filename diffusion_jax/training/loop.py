@@ -186,6 +186,7 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   if initial is not None:
     initial = warm.fit(initial, method, config)
   sampling.schedule_of(config.sampling, method)
+  sampling.ratio_of(config.sampling, method)
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
   score = scores.InTraining(config, method) if config.train.score_every else None

@@ -1,0 +1,129 @@
+"""Dual-Output diffusion: one network estimates noise, image, and which of the two to trust (Benny & Wolf 2022).
+
+    ε_θ, x_θ, r_θ = f_θ(x_t, t)                                                         (eq. 15)
+    μ_θ = r_θ·μ_x(x_θ) + (1 − r_θ)·μ_ε(ε_θ)                                             (eq. 16)
+    λ^ε·‖ε − ε_θ‖² + λ^x·‖x_0 − x_θ‖² + λ^μ·‖μ̃ − μ_θ‖²,  t ~ U{1, …, T}                 (eq. 17–20)
+
+in which the last term reaches r_θ alone. The network has 2C + 1 outputs (r = sigmoid of the last), x_t as it is for its
+input, and the index t − 1 for its noise embedding, as published networks of these chains have. Sampling sees the pair
+of `parameterization.dual`, in the chain's own process: "linear", DDPM's, T = 1000, or "cosine", iDDPM's, T = 4000. With
+iDDPM's second loss, vlb_weight·T·L_vlb (Nichol & Dhariwal 2021, eq. 16), averaged over pixels as the others are, C more
+outputs learn the variance of the reverse step t -> t − 1.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import losses, times
+from diffusion_jax import parameterization as par
+from diffusion_jax import process as process_lib
+from diffusion_jax.config import choose
+from diffusion_jax.methods import base
+from diffusion_jax.training import state as state_lib
+from diffusion_jax.training import update as update_lib
+from diffusion_jax.types import Array
+
+SAMPLERS = ("ddim", "ddpm", "heun", "euler", "decoupled", "dpdm", "euler_maruyama", "predictor_corrector")
+PROCESSES = {"linear": process_lib.DDPM, "cosine": process_lib.Cosine}
+# Streams of an example's key.
+_TIME, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
+
+# (variables, x [B, H, W, C], t, cond) -> {"eps", "x", "r", "variance"}: [B, H, W, C], but r's logit [B, H, W, 1]
+Heads = Callable[..., dict[str, Array]]
+
+
+def from_config(config, axis_name: str | None = None) -> base.Method:
+  """The Dual-Output method of a config.
+
+  Args:
+    config: the run's config; reads `dual`, `network`, `data`, `label_dropout` and what training shares.
+    axis_name: axis that the update is pmapped over, if it is.
+
+  Returns:
+    The method. Its denoise also takes cond["ratio"], a pair (times [K] increasing, values [K]) of r_t in place of the
+    network's r_θ, linear between these times and constant beyond them.
+
+  Raises:
+    ConfigError: a name or the network is impossible.
+  """
+  setting, chain = config.dual, process_from_config(config)
+  network = network_from_config(config)
+  heads = heads_from_config(config, network)
+  law = times.discrete(chain.num_steps)
+
+  def denoise(variables, x, t, cond=None):
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    out = heads(variables, x, t, cond)
+    ratio = (cond or {}).get("ratio")
+    ratio = None if ratio is None else jnp.interp(process_lib.as_time(t), *ratio)
+    return par.dual(chain, out["eps"], out["x"], out["r"], x, t, ratio, out.get("variance"))
+
+  def init(key, example_batch):
+    x = jnp.zeros(example_batch["image"].shape)
+    params = network.init(key, x, jnp.zeros(len(x)))["params"]
+    return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
+
+  def draw_times(keys):
+    return jax.vmap(lambda key: law(jax.random.fold_in(key, _TIME), 1)[0])(keys)
+
+  def loss_fn(params, batch):
+    stream = functools.partial(base.streams, batch["key"])
+    x0 = base.images_of(batch, stream(_AUGMENT), config.data.flip)
+    x0, augment = base.augmented(x0, stream(_AUGMENT), config.data.augment)
+    t = draw_times(batch["key"])
+    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
+    label = base.labels_of(batch, stream(_LABEL), config)
+    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT)}
+    x = chain.perturb(x0, eps, t)
+    out = heads({"params": params}, x, t, cond)
+    terms = losses.dual_terms(chain, out["eps"], out["x"], out["r"], x0, eps, t, t - 1)
+    loss = setting.eps_weight * terms.eps + setting.x_weight * terms.x + setting.mean_weight * terms.mean
+    if setting.vlb_weight:
+      clean = par.dual(chain, out["eps"], out["x"], out["r"], x, t).clean
+      bound = losses.variational_bound(chain, clean, out["variance"], x0, t, t - 1) / x0[0].size
+      loss += setting.vlb_weight * chain.num_steps * bound
+    metrics = {"eps_loss": terms.eps, "x_loss": terms.x, "mean_loss": terms.mean, "r": jax.nn.sigmoid(out["r"])}
+    return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
+
+  def update(state, batch, key):
+    batch = {**batch, "key": state_lib.example_keys(key, state.step, batch["slot"])}
+    scale = update_lib.loss_scale(config.optimizer, state)
+    accumulation = config.train.accumulation
+    (loss, parts), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
+    state, metrics = update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
+    parts = parts if axis_name is None else jax.lax.pmean(parts, axis_name)
+    return state, {**metrics, **parts}
+
+  known = par.Unconditioned(chain)
+  # L^ε + L^x as a weight of clean images' errors: ε_θ's error is 1/σ of an image's.
+  weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight
+  return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight)
+
+
+def process_from_config(config) -> process_lib.Discrete:
+  """The chain of config.dual."""
+  return choose("dual.process", config.dual.process, PROCESSES)()
+
+
+def network_from_config(config):
+  """The U-Net of a config with this method's heads, 2C + 1 channels, or 3C + 1 with a variance."""
+  channels = config.data.channels
+  heads = (("eps", channels), ("x", channels), ("r", 1), ("variance", channels))
+  return base.network_from_config(config, heads if config.dual.vlb_weight else heads[:3])
+
+
+def heads_from_config(config, network=None) -> Heads:
+  """What the network says of (x_t, t), before anything is mixed: for losses, statistics and figures."""
+  network, last = network or network_from_config(config), process_from_config(config).num_steps
+
+  def heads(variables, x, t, cond=None):
+    cond = cond or {}
+    labels = base.one_hot(cond.get("label"), config.data.num_classes)
+    index = jnp.clip(process_lib.as_time(t), 1, last) - 1  # the network knows t = 1..T
+    index = jnp.broadcast_to(index, x.shape[:1])
+    return network.apply(variables, x, index, labels, cond.get("augment"), cond.get("dropout"))
+
+  return heads
