@@ -6,10 +6,16 @@
   python experiments/evaluate.py --workdir=runs/dual_imagenet128 --nfe=25,50 --num_images=50000 \\
     --reference=imagenet-128x128.npz --inception=weights-inception-2015-12-05-6726825d.pth
 
-The paper starts from the pretrained encoder of ADM (--config.init_from of a run with that network, with
---config.init_only="('net/enc_*', 'net/map_*')") and trains 80,000 updates. Its FID by DDIM at 25 and 50 steps, without
-classifier guidance: dual 27.7, 25.3; --ratio=0 51.3, 49.1; --ratio=1 29.5, 27.4. Not trained here. Data:
-datasets/imagenet-128x128.zip (--config.data.path for another place).
+The paper starts from the pretrained encoder of ADM, OpenAI's 128x128_diffusion.pt (guided-diffusion, MIT licence), and
+trains 80,000 updates; to train.py's command add
+
+  --config.init_from=128x128_diffusion.pt --config.init_only="('net/enc_*','net/map_*')"
+
+The network is that file's, with its 4 attention heads. With --config.dual.heads=eps and without init_only all of it is
+taken, which is ADM itself.
+
+FID in the paper by DDIM at 25 and 50 steps, without classifier guidance: dual 27.7, 25.3; --ratio=0 51.3, 49.1;
+--ratio=1 29.5, 27.4. Not trained here. Data: datasets/imagenet-128x128.zip (--config.data.path for another place).
 """
 
 from diffusion_jax import config as config_lib
@@ -21,7 +27,7 @@ def get_config():
   c.data.update(name="zip", path="datasets/imagenet-128x128.zip", resolution=128, channels=3, num_classes=1000)
   c.data.flip = True
   c.network.update(arch="adm", channels=256, channel_mult=(1, 1, 2, 3, 4), num_blocks=2, dropout=0.0)
-  c.network.attention_resolutions = (32, 16, 8)
+  c.network.update(attention_resolutions=(32, 16, 8), num_heads=4)
   c.network.dtype = "float16"
   c.optimizer.update(learning_rate=1e-4, warmup_images=0, loss_scale=65536.0, loss_scale_growth=2_000)
   c.ema.update(half_life_images=1_774_000, ramp_up=0.0)  # decay .9999

@@ -28,7 +28,8 @@ def default() -> ConfigDict:
   c = ConfigDict()
   c.method = "edm"  # edm, dual_output, dpdm
   c.seed = 0  # of everything: initialisation, order of the data, noise
-  c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher
+  c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher.
+  # dual_output with arch adm also takes OpenAI's guided-diffusion files (.pt)
   c.init_only = ()  # of these, only parameters whose paths match one of these patterns, such as "net/enc_*"; () is all
   c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
@@ -52,6 +53,7 @@ def default() -> ConfigDict:
   c.network.channel_mult = (2, 2, 2)
   c.network.num_blocks = 4
   c.network.attention_resolutions = (16,)
+  c.network.num_heads = 0  # of every attention; 0: ddpmpp and ncsnpp have one, adm heads of 64 channels
   c.network.dropout = 0.13
   c.network.dtype = "float32"  # of products; parameters are float32
   c.network.remat = False  # recompute activations in the backward pass

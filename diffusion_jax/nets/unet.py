@@ -78,6 +78,7 @@ class Block(nn.Module):
   features: int
   style: BlockStyle
   attend: bool = False
+  num_heads: int = 0
   resample: str | None = None  # "up", "down"
   resample_filter: tuple[float, ...] = (1, 1)
   dropout: float = 0.0
@@ -115,11 +116,16 @@ class Block(nn.Module):
   def _attention(self, x: Array) -> Array:
     """Channels of qkv are ordered (head, channel, {q, k, v})."""
     batch, height, width, channels = x.shape
-    head = self.style.head_channels or channels
+    heads = attention_heads(self.style, self.num_heads, channels)
     qkv = Linear(3 * channels, self.style.init_qkv, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(batch, height * width, channels // head, head, 3)
+    qkv = qkv.reshape(batch, height * width, heads, channels // heads, 3)
     y = layers.attention(qkv[..., 0], qkv[..., 1], qkv[..., 2]).reshape(x.shape)
     return Linear(channels, self.style.init_zero, dtype=self.dtype, name="proj")(y)
+
+
+def attention_heads(style: BlockStyle, num_heads: int, width: int) -> int:
+  """The number of heads of an attention over `width` channels: `num_heads`, or if that is 0 the style's."""
+  return num_heads or width // (style.head_channels or width)
 
 
 class UNet(nn.Module):
@@ -132,6 +138,7 @@ class UNet(nn.Module):
     channels: base width; level i has channels·channel_mult[i] at resolution/2^i.
     num_blocks: blocks an encoder level; a decoder level has one more.
     attention_resolutions: resolutions at which blocks attend (the first bottleneck block always does).
+    num_heads: of every attention, whatever its width; 0 is the block style's head_channels.
     dropout: probability of zeroing an activation, where the call is given dropout_keys.
     num_classes: width of one-hot labels, 0 for none.
     augment_dim: width of augmentation labels, 0 for none.
@@ -154,6 +161,7 @@ class UNet(nn.Module):
   channel_mult: tuple[int, ...] = (2, 2, 2)
   num_blocks: int = 4
   attention_resolutions: tuple[int, ...] = (16,)
+  num_heads: int = 0
   dropout: float = 0.0
   num_classes: int = 0
   augment_dim: int = 0
@@ -293,8 +301,8 @@ class UNet(nn.Module):
   def _block(self, features: int, name: str, **kwargs) -> nn.Module:
     make = nn.remat(Block) if self.remat else Block
     return make(
-      features, self.block, resample_filter=self.resample_filter, dropout=self.dropout, dtype=self.dtype, name=name,
-      **kwargs,
+      features, self.block, num_heads=self.num_heads, resample_filter=self.resample_filter, dropout=self.dropout,
+      dtype=self.dtype, name=name, **kwargs,
     )  # fmt: skip
 
 
@@ -327,7 +335,7 @@ def check(network: UNet):
   whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
   for name in ("resolution", "channels", "num_blocks", "embedding_mult", "decoders"):
     _expect(network, name, whole(getattr(network, name)) and getattr(network, name) > 0, "a positive integer")
-  for name in ("num_classes", "augment_dim"):
+  for name in ("num_classes", "augment_dim", "num_heads"):
     _expect(network, name, whole(getattr(network, name)) and getattr(network, name) >= 0, "an integer of at least 0")
   positive = isinstance(mults, tuple) and mults and all(whole(m) and m > 0 for m in mults)
   _expect(network, "channel_mult", positive, "a tuple of positive integers, one a level")
@@ -368,10 +376,12 @@ def check(network: UNet):
     groups = layers.num_groups(width)
     fits = groups > 0 and width % groups == 0
     _expect(network, "channels", fits, f"a value for which the {groups} GroupNorm groups divide {width} channels")
-  head = network.block.head_channels
+  head = 0 if network.num_heads else network.block.head_channels
   attending = {channels * mult for size, mult in zip(sizes, mults) if size in wanted}
   for width in sorted(attending | {channels * mults[-1]}):
     _expect(network, "channels", not head or width % head == 0, f"{width} channels in heads of {head}, no remainder")
+    fits = width % max(network.num_heads, 1) == 0
+    _expect(network, "num_heads", fits, f"a number of heads that divides {width} channels")
 
 
 def _widths(network: UNet) -> set[int]:

@@ -28,7 +28,8 @@ def check(config, init_config, workdir):
   path = config.init_from
   if not path:
     raise config_lib.wrong("init_from", path, "must be the workdir of the run that is trained first")
-  if path.endswith(".pkl") or epath.Path(path).name == "checkpoints" or _is_checkpoint(epath.Path(path)):
+  published = path.endswith((".pkl", ".pt", ".pth"))
+  if published or epath.Path(path).name == "checkpoints" or _is_checkpoint(epath.Path(path)):
     raise config_lib.wrong("init_from", path, "expected the workdir of a run, which is trained first")
   if files.absolute(path) == files.absolute(workdir):
     raise config_lib.wrong("init_from", path, "must be another folder than that of the run itself")

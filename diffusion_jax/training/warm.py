@@ -1,5 +1,6 @@
 """Fine-tuning: a run that starts from the weights of another, or of a published checkpoint (config.init_from).
 
+Published are NVIDIA's EDM pickles (.pkl), and OpenAI's guided-diffusion files (.pt) for Dual-Output with arch "adm".
 Every network of the run starts from the one that the source samples from; without config.init_only it must be like
 that one. With config.init_only, parameters are taken whose path, such as "net/enc_8x8_block0/conv0/kernel", matches one
 of its patterns (* stands for anything) and whose shape is that of the run's; workdir/init_from.json says of every
@@ -9,7 +10,7 @@ parameter whether it was taken, and why not.
 import difflib
 import fnmatch
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from flax import traverse_util
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
-from diffusion_jax.interop import edm_checkpoint
+from diffusion_jax.interop import adm_weights, edm_checkpoint
 from diffusion_jax.parameterization import Preconditioner
 from diffusion_jax.training import checkpoint as checkpoint_lib
 from diffusion_jax.training import start
@@ -36,6 +37,7 @@ class Source(NamedTuple):
     data: of config.data, what the network's input and output depend on.
     freqs: the Fourier frequencies that they were trained with, constants of the network; () for none of its own.
     preconditioner: the one that they were trained in, if any.
+    network: of config.network, what shapes do not tell, or tell badly.
   """
 
   params: Params
@@ -43,6 +45,7 @@ class Source(NamedTuple):
   data: dict[str, int]
   freqs: tuple[float, ...]
   preconditioner: Preconditioner | None
+  network: dict[str, Any] = {}
 
 
 class Fit(NamedTuple):
@@ -61,16 +64,24 @@ def load(config, workdir) -> Source | None:
   """The weights of config.init_from; None without it, and for a run that has a checkpoint of its own to go on from.
 
   Raises:
-    ConfigError: config.init_from cannot be read.
+    ConfigError: config.init_from cannot be read, or is of another method or architecture.
   """
   path = config.init_from
   if not path or mesh.from_first_host(lambda: "yes" if checkpoint_lib.has_checkpoint(workdir) else "no") == "yes":
     return None
+  guided_diffusion = path.endswith((".pt", ".pth"))
+  if guided_diffusion and config.method != "dual_output":
+    raise config_lib.wrong("init_from", path, f"a guided-diffusion file starts dual_output, not {config.method}")
+  if guided_diffusion and config.network.arch != "adm":
+    raise config_lib.wrong("network.arch", config.network.arch, "must be 'adm' for the guided-diffusion file init_from")
   try:
+    if guided_diffusion:
+      return _of_adm(path, config)
     if path.endswith(".pkl"):
       denoise, params = edm_checkpoint.load(path)
       data = _data(edm_checkpoint.as_run(denoise)[0])
-      return Source(jax.device_get(params), "edm", data, denoise.network.freqs or (), denoise.preconditioner)
+      freqs, heads = denoise.network.freqs or (), {"num_heads": denoise.network.num_heads}
+      return Source(jax.device_get(params), "edm", data, freqs, denoise.preconditioner, heads)
     averages, source = checkpoint_lib.load_averages(path)
   except ValueError as error:
     raise config_lib.wrong("init_from", path, str(error)) from None
@@ -89,7 +100,28 @@ def _first_shapes(method: methods.Method, config) -> TrainState:
 
 def _of_run(params: Params, config) -> Source:
   preconditioner = methods.from_config(config).preconditioner
-  return Source(params, config.method, _data(config), config.network.freqs, preconditioner)
+  heads = {"num_heads": config.network.num_heads}
+  return Source(params, config.method, _data(config), config.network.freqs, preconditioner, heads)
+
+
+def _of_adm(path: str, config) -> Source:
+  """The weights of a guided-diffusion file; what it does not say of its network is the config's, where that can be.
+
+  Raises:
+    ValueError: the file cannot be read, or holds another network.
+  """
+  tensors = adm_weights.read(path)
+  found = adm_weights.architecture(tensors)
+  resolution, mults, wanted = config.data.resolution, config.network.channel_mult, config.network.attention_resolutions
+  levels = tuple(level for level in range(len(mults)) if resolution >> level in wanted)
+  if (len(mults), levels) != (len(found.channel_mult), found.attention_levels):
+    resolution = found.usual_resolution or resolution
+  num_heads = found.published.num_heads if found.published else config.network.num_heads
+  network = found.network(resolution, num_heads)
+  params = adm_weights.from_state_dict(tensors, network)
+  data = {"resolution": resolution, "channels": found.image_channels, "num_classes": found.num_classes}
+  fields = {name: getattr(network, name) for name in ("channels", "channel_mult", "num_blocks", "num_heads")}
+  return Source(params, "dual_output", data, (), None, fields)
 
 
 def _data(config) -> dict[str, int]:
@@ -113,7 +145,8 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
 
   Raises:
     ConfigError: without config.init_only, a parameter, the images, the classes or the preconditioner differ (names the
-      first difference), or dpdm's teacher is no diffusion model; with it, nothing fits.
+      first difference), or dpdm's teacher is no diffusion model; with it, nothing fits. Attention that is taken has
+      another number of heads.
   """
   params = _first_shapes(method, config).params
   here, there = _flat(params), _flat({role: source.params for role in method.initial})
@@ -126,13 +159,15 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
     if all(reasons.values()):
       expected = f"no parameter matches and fits; {config.init_from} has {', '.join(sorted(there)[:3])}, ..."
       raise config_lib.wrong("init_only", config.init_only, expected)
-    return Fit({path: there[path] for path, reason in reasons.items() if not reason}, reasons)
+    taken = {path: there[path] for path, reason in reasons.items() if not reason}
+    if any("/qkv/" in path for path in taken):
+      _check_fields(config, "network", {name: n for name, n in source.network.items() if name == "num_heads"})
+    return Fit(taken, reasons)
   if config.method == "dpdm" and source.method != config.dpdm.diffusion:
     expected = f"dpdm's teacher must be a run of config.dpdm.diffusion = {config.dpdm.diffusion!r}, not {source.method}"
     raise config_lib.wrong("init_from", config.init_from, expected)
-  for name, value in source.data.items():
-    if config.data[name] != value:
-      raise config_lib.wrong(f"data.{name}", config.data[name], f"init_from was trained with {value}")
+  _check_fields(config, "data", source.data)
+  _check_fields(config, "network", source.network)
   if source.preconditioner is not None and source.preconditioner != method.preconditioner:
     diffusion = config.dpdm.diffusion if config.method == "dpdm" else config.method
     part, field = ("dual", "process") if diffusion == "dual_output" else ("edm", "preconditioner")
@@ -143,6 +178,12 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
     if reason:
       raise config_lib.wrong("init_from", config.init_from, f"{path}: {reason}")
   return Fit(there, {path: "" if path in there else "its network starts by itself" for path in here})
+
+
+def _check_fields(config, part: str, fields: dict[str, Any]):
+  for name, value in fields.items():
+    if config[part][name] != value:
+      raise config_lib.wrong(f"{part}.{name}", config[part][name], f"init_from was trained with {value}")
 
 
 def _reason(path: str, there: dict, here: dict, patterns: tuple[str, ...]) -> str:
