@@ -100,7 +100,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   known = par.Unconditioned(chain)
   # L^ε + L^x as a weight of clean images' errors: ε_θ's error is 1/σ of an image's.
   weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight
-  return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight)
+  return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight=weight)
 
 
 def process_from_config(config) -> process_lib.Discrete:

@@ -86,7 +86,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     (loss, _), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
     return update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
 
-  return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels, weight)
+  return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels, weight=weight)
 
 
 def weight_from_config(config) -> Callable[[Array], Array]:
