@@ -75,5 +75,7 @@ def over(network: unet.UNet, num_classes: int) -> Classifier:
   """
   if num_classes < 1:
     raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-  fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(unet.UNet) if f.name not in ("parent", "name")}
-  return Classifier(**{**fields, "heads": (("logits", num_classes),), "decoders": 1, "num_classes": 0, "augment_dim": 0})
+  names = [field.name for field in dataclasses.fields(unet.UNet) if field.name not in ("parent", "name")]
+  fields = {name: getattr(network, name) for name in names}
+  fields |= {"heads": (("logits", num_classes),), "decoders": 1, "num_classes": 0, "augment_dim": 0}
+  return Classifier(**fields)
