@@ -26,6 +26,7 @@ ROWS = {
   "dpdm_cifar10": ["uncond", "cond"],
   "dual_cifar10": ["linear", "cosine"],
   "dual_digits": ["linear", "cosine"],
+  "classifier_digits": ["linear", "cosine"],
   "edm_ffhq64": _LETTERS,
   "edm_afhqv2_64": _LETTERS,
   "ablations/table1_digits": ["vp", "ve", "ve100", "iddpm", "edm", "iddpm_vlb"],

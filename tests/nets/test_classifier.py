@@ -92,16 +92,15 @@ def test_logits_are_float32_and_see_image_noise_level_and_dropout():
   network = classifier.over(unet.ddpmpp(**{**SMALL, "channel_mult": (1,), "attention_resolutions": ()}, dropout=0.5), 4)
   x, c = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 500.0])
   params = jit(network.init)(jax.random.key(1), x, c)
+  # Second convolutions start near zero, and with them what noise level and dropout do.
+  params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
   apply = jit(network.apply)
   out = apply(params, x, c)
   assert out.shape == (2, 4) and out.dtype == jnp.float32
-  np.testing.assert_allclose(apply(params, x[:, ::-1][:, ::-1], c), out)
   for other in (apply(params, x[:, ::-1], c), apply(params, x, c[::-1])):
     assert np.abs(other - out).max() > 1e-4
-  # Dropout acts before the second convolutions, which start near zero.
-  params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
   keys = jax.random.split(jax.random.key(2), 2)
-  assert np.abs(network.apply(params, x, c, keys) - apply(params, x, c)).max() > 1e-4
+  assert np.abs(apply(params, x, c, keys) - out).max() > 1e-4
 
 
 def test_bad_input_is_named():
@@ -115,5 +114,5 @@ def test_bad_input_is_named():
     shape(jnp.zeros((2, 8, 8, 3)), jnp.zeros(2), dropout_keys=jax.random.key(0))
   with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
     classifier.over(unet.ddpmpp(**SMALL), 0)
-  with pytest.raises(ValueError, match="network.channels = 48: .* channels in heads of 64"):
+  with pytest.raises(ValueError, match="network.channels = 48: "):
     classifier.over(unet.adm(**{**SMALL, "channels": 48}), 4)

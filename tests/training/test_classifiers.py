@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from methods.test_classifier import classifier_config
+from methods.test_classifier_method import classifier_config
 from training import tiny
 
 from diffusion_jax import cli, sampling
