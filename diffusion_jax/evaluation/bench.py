@@ -42,16 +42,16 @@ class Subject:
     draw: () -> (the function from seeds to images, network evaluations an image); called only where needed.
     sampling: the fields of config.sampling; None for images that are there already.
     labels: how classes were chosen, in words; None without classes.
-    classifier: {"name", "step", "sha256"} of the one that guides, if one does.
     recovery: {"sigma", "images": SHA-256} where real images are perturbed and denoised, see `recovery.of_model`.
+    classifier: {"name", "step", "sha256"} of the one that guides, if one does.
   """
 
   checkpoint: dict
   draw: Callable[[], tuple[Draw, int | None]]
   sampling: dict | None = None
   labels: str | None = None
-  classifier: dict | None = None
   recovery: dict | None = None
+  classifier: dict | None = None
 
 
 def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subject:
@@ -67,14 +67,13 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subje
     variables = mesh.everywhere(variables)
     classifier = None if found is None else classifiers.load(found)
     batch = 256 * jax.local_device_count()
-    run = lambda seeds: sampling.generate(
-      config, method, variables, seeds, batch_size=batch, classifier=classifier
-    )
+    run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch, classifier=classifier)
     return run, sampling.evaluations(config.sampling, method)
 
   classes = config.data.num_classes or (0 if found is None else found.config.data.num_classes)
   labels = f"seed modulo {classes}" if classes else None
-  return Subject(checkpoint, draw, dict(config.sampling), labels, None if found is None else found.provenance())
+  guide = None if found is None else found.provenance()
+  return Subject(checkpoint, draw, dict(config.sampling), labels, classifier=guide)
 
 
 def scorers_for(

@@ -135,7 +135,7 @@ def of_model(
     return lambda seeds: generate(config, method, variables, source, seeds, sigma), NFE
 
   labels = "those of the images" if data.num_classes else None
-  return bench.Subject(checkpoint, draw, None, labels, recovery={"sigma": sigma, "images": images.sha256})
+  return bench.Subject(checkpoint, draw, None, labels, {"sigma": sigma, "images": images.sha256})
 
 
 def real_images(scorers: list[Scorer]) -> RealImages:
