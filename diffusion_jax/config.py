@@ -72,6 +72,7 @@ def default() -> ConfigDict:
 
   c.dual = ConfigDict()  # method "dual_output": heads of noise, image, and which of them to trust
   c.dual.process = "linear"  # linear: DDPM's chain of 1000 steps; cosine: iDDPM's of 4000
+  c.dual.heads = "dual"  # dual: ε_θ, x_θ and r_θ; eps: ε_θ alone, the network of DDPM and DDIM
   c.dual.eps_weight = 1.0  # λ^ε, of the noise head's loss
   c.dual.x_weight = 1.0  # λ^x, of the image head's
   c.dual.mean_weight = 1.0  # λ^μ, of the mixed mean's, from which r alone learns
@@ -282,6 +283,8 @@ def _check_ratio(config: ConfigDict):
   for field, default in (("ratio", "learned"), ("switch", 0)):
     if sampling[field] != default and config.method != "dual_output":
       raise wrong(f"sampling.{field}", sampling[field], f"must be {default!r} for method {config.method!r}")
+    if sampling[field] != default and config.dual.heads != "dual":
+      raise wrong(f"sampling.{field}", sampling[field], f"must be {default!r} for dual.heads {config.dual.heads!r}")
   if sampling.switch > sampling.num_steps:
     raise wrong("sampling.switch", sampling.switch, f"must be at most sampling.num_steps ({sampling.num_steps})")
   if sampling.switch and sampling.ratio != "learned":

@@ -8,7 +8,8 @@ Weights and images are random: a data set is not needed, and its reading is meas
 measured in turns in one process, with median and quartiles over the turns: the machine's rate for a square matrix
 product (the best size) and for one large convolution, in the config's dtype, then the network, the sampler, the update.
 Operations are 2 a multiplication, in products and convolutions alone, padding included; an update is three evaluations'
-worth. Of DPDM, whose update is nine, that of its teacher's plain training is measured beside it (the paper's Table 6).
+worth. Of DPDM, whose update is nine, that of its teacher's plain training is measured beside it (the paper's Table 6),
+of Dual-Output that of a network of noise alone.
 """
 
 import collections
@@ -189,9 +190,14 @@ def first_state(config, method, layout):
 
 
 def plain(config):
-  """The config of the diffusion model that a DPDM run has three of, trained by itself."""
+  """The config that a run is measured against: of DPDM its teacher's, of Dual-Output that of noise alone; or None."""
   config = config.copy_and_resolve_references()
-  config.method, config.init_from = config.dpdm.diffusion, ""
+  if config.method == "dpdm":
+    config.method, config.init_from = config.dpdm.diffusion, ""
+  elif config.method == "dual_output" and config.dual.heads == "dual":
+    config.dual.heads = "eps"
+  else:
+    return None
   return config
 
 
@@ -339,10 +345,9 @@ def main():
   if _ONLY.value != "sampler":
     work = cases["network"].operations / cases["network"].images
     cases["update"] = update_case(config, method, layout, state, work)
-    if config.method == "dpdm":
-      teacher = methods.from_config(plain(config), layout.axis_name)
-      state = first_state(plain(config), teacher, layout)
-      cases["plain update"] = update_case(plain(config), teacher, layout, state, work)
+    if (other := plain(config)) is not None:
+      plainly = methods.from_config(other, layout.axis_name)
+      cases["plain update"] = update_case(other, plainly, layout, first_state(other, plainly, layout), work)
   dtype = jnp.dtype(config.network.dtype)
   cases = {"matmul": matmul_case(dtype), "convolution": conv_case(dtype), **cases}
   results = measure(cases, _REPEATS.value)

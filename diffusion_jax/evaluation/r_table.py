@@ -43,8 +43,8 @@ def measure(config: ConfigDict, variables, num_images: int = NUM_IMAGES, points:
     ValueError: config is of another method, or the numbers are not positive.
     ConfigError, DataError: the data cannot be had.
   """
-  if config.method != "dual_output":
-    raise ValueError(f"r is measured for method 'dual_output', got {config.method!r}")
+  if config.method != "dual_output" or config.dual.heads != "dual":
+    raise ValueError(f"r is measured for method 'dual_output' with all heads, got {config.method}, {config.dual.heads}")
   if num_images < 1 or points < 1:
     raise ValueError(f"num_images and points must be positive, got {num_images} and {points}")
   chain, heads = dual_output.process_from_config(config), dual_output.heads_from_config(config)

@@ -8,7 +8,8 @@ in which the last term reaches r_θ alone. The network has 2C + 1 outputs (r = s
 input, and the index t − 1 for its noise embedding, as published networks of these chains have. Sampling sees the pair
 of `parameterization.dual`, in the chain's own process: "linear", DDPM's, T = 1000, or "cosine", iDDPM's, T = 4000. With
 iDDPM's second loss, vlb_weight·T·L_vlb (Nichol & Dhariwal 2021, eq. 16), averaged over pixels as the others are, C more
-outputs learn the variance of the reverse step t -> t − 1.
+outputs learn the variance of the reverse step t -> t − 1. With dual.heads = "eps" the network has ε_θ alone, and is
+DDPM's and DDIM's: the papers' baselines.
 """
 
 import functools
@@ -59,6 +60,11 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     out = heads(variables, x, t, cond)
     ratio = (cond or {}).get("ratio")
     ratio = None if ratio is None else jnp.interp(process_lib.as_time(t), *ratio)
+    return pair(out, x, t, ratio)
+
+  def pair(out, x, t, ratio=None):
+    if "x" not in out:
+      return par.dual(chain, out["eps"], 0.0, 0.0, x, t, 0.0, out.get("variance"))
     return par.dual(chain, out["eps"], out["x"], out["r"], x, t, ratio, out.get("variance"))
 
   def init(key, example_batch):
@@ -79,13 +85,16 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT)}
     x = chain.perturb(x0, eps, t)
     out = heads({"params": params}, x, t, cond)
-    terms = losses.dual_terms(chain, out["eps"], out["x"], out["r"], x0, eps, t, t - 1)
-    loss = setting.eps_weight * terms.eps + setting.x_weight * terms.x + setting.mean_weight * terms.mean
+    if "x" in out:
+      terms = losses.dual_terms(chain, out["eps"], out["x"], out["r"], x0, eps, t, t - 1)
+      loss = setting.eps_weight * terms.eps + setting.x_weight * terms.x + setting.mean_weight * terms.mean
+      metrics = {"eps_loss": terms.eps, "x_loss": terms.x, "mean_loss": terms.mean, "r": jax.nn.sigmoid(out["r"])}
+    else:
+      loss, metrics = setting.eps_weight * losses.squared_error(out["eps"], eps) / x0[0].size, {}
     if setting.vlb_weight:
-      clean = par.dual(chain, out["eps"], out["x"], out["r"], x, t).clean
+      clean = pair(out, x, t).clean
       bound = losses.variational_bound(chain, clean, out["variance"], x0, t, t - 1) / x0[0].size
       loss += setting.vlb_weight * chain.num_steps * bound
-    metrics = {"eps_loss": terms.eps, "x_loss": terms.x, "mean_loss": terms.mean, "r": jax.nn.sigmoid(out["r"])}
     return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
 
   def update(state, batch, key):
@@ -99,7 +108,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   known = par.Unconditioned(chain)
   # L^ε + L^x as a weight of clean images' errors: ε_θ's error is 1/σ of an image's.
-  weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight
+  weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight * (setting.heads == "dual")
   return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight=weight)
 
 
@@ -109,10 +118,11 @@ def process_from_config(config) -> process_lib.Discrete:
 
 
 def network_from_config(config):
-  """The U-Net of a config with this method's heads, 2C + 1 channels, or 3C + 1 with a variance."""
+  """The U-Net of a config with this method's heads: 2C + 1 channels, C of ε_θ alone, and C more of a variance."""
   channels = config.data.channels
-  heads = (("eps", channels), ("x", channels), ("r", 1), ("variance", channels))
-  return base.network_from_config(config, heads if config.dual.vlb_weight else heads[:3])
+  heads = (("eps", channels), ("x", channels), ("r", 1))
+  heads = choose("dual.heads", config.dual.heads, {"dual": heads, "eps": heads[:1]})
+  return base.network_from_config(config, (*heads, ("variance", channels)) if config.dual.vlb_weight else heads)
 
 
 def heads_from_config(config, network=None) -> Heads:
