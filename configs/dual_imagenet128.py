@@ -6,6 +6,14 @@
   python experiments/evaluate.py --workdir=runs/dual_imagenet128 --nfe=25,50 --num_images=50000 \\
     --reference=imagenet-128x128.npz --inception=weights-inception-2015-12-05-6726825d.pth
 
+Guided by ADM's classifier (the paper's scales are 0 and 1):
+
+  python experiments/train.py --config=configs/classifier_imagenet128.py --workdir=runs/classifier_imagenet128 \\
+    --multihost
+  python experiments/evaluate.py --workdir=runs/dual_imagenet128 --nfe=25,50 --num_images=50000 \\
+    --classifier=runs/classifier_imagenet128 --classifier_scale=1 --out=runs/dual_imagenet128/guided \\
+    --reference=imagenet-128x128.npz --inception=weights-inception-2015-12-05-6726825d.pth
+
 The paper starts from the pretrained encoder of ADM, OpenAI's 128x128_diffusion.pt (guided-diffusion, MIT licence), and
 trains 80,000 updates; to train.py's command add
 

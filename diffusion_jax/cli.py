@@ -161,9 +161,13 @@ class Model(NamedTuple):
 
 
 class ModelFlags:
-  """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False."""
+  """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False.
 
-  def __init__(self, published: bool = True, sampling: bool = True):
+  With `classifier` the run is one of method classifier, and else of one that draws images.
+  """
+
+  def __init__(self, published: bool = True, sampling: bool = True, classifier: bool = False):
+    self._classifier = classifier
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
     self._step = flags.DEFINE_string("step", None, "Which checkpoint of the run, or best; the newest by default.")
     self._published = None
@@ -216,7 +220,7 @@ class ModelFlags:
     if self.published:
       model = open_published(self._pickle(), "--checkpoint", self._with_sampler_flags)
     else:
-      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags)
+      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags, self._classifier)
     return self.measured(model) if search else model
 
   def measured(self, model: Model) -> Model:
@@ -245,7 +249,11 @@ def open_model(path: str, flag: str) -> Model:
 
 
 def open_run(
-  path: str, flag: str, step: str | None = None, override: Callable = ConfigDict.copy_and_resolve_references
+  path: str,
+  flag: str,
+  step: str | None = None,
+  override: Callable = ConfigDict.copy_and_resolve_references,
+  classifier: bool = False,
 ) -> Model:
   """Loads a run's checkpoint.
 
@@ -254,16 +262,22 @@ def open_run(
     flag: that the user gave it by.
     step: a number, or "best"; the newest by default.
     override: config -> config; puts the user's fields in.
+    classifier: whether the run must be of method classifier, or of one that draws images.
 
   Raises:
-    UsageError: there is no such checkpoint, or it cannot be read.
+    UsageError: there is no such checkpoint, it cannot be read, or it is of the other kind.
     ConfigError: a field's value is wrong.
   """
   if step is not None and step != "best" and not step.isdigit():
     raise UsageError(f"--step={step}: expected a number, or best")
   choose = {None: checkpoint.newest_whole, "best": checkpoint.best}.get(step, lambda _: step)
   try:
-    config = override(checkpoint.read_config(path))
+    config = checkpoint.read_config(path)
+    if (config.method == "classifier") != classifier:
+      draws = "draws no images; experiments/classify.py measures it"
+      expected = f"expected a run of method 'classifier', not {config.method!r}" if classifier else draws
+      raise UsageError(f"{flag}={path}: {'' if classifier else 'a classifier, which '}{expected}")
+    config = override(config)
     number = int(mesh.from_first_host(lambda: str(choose(path))))
     return Model(config, *checkpoint.load_for_inference(path, number, config), number, f"step {number}")
   except WorkdirError as error:

@@ -26,7 +26,7 @@ def of_file(name: str, error: ConfigError) -> ConfigError:
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()
-  c.method = "edm"  # edm, dual_output, dpdm
+  c.method = "edm"  # edm, dual_output, dpdm, classifier
   c.seed = 0  # of everything: initialisation, order of the data, noise
   c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher.
   # dual_output with arch adm also takes OpenAI's guided-diffusion files (.pt)
@@ -86,6 +86,9 @@ def default() -> ConfigDict:
   c.dpdm.generator_weight = "diffusion"  # diffusion: that of score matching, λσ⁴; unit: the smoothed KL itself
   c.dpdm.score_augment = False  # pass what the score network is trained on through EDM's augmentation (data.augment)
 
+  c.classifier = ConfigDict()  # method "classifier": of noisy images, for sampling.classifier of other runs
+  c.classifier.process = "linear"  # linear: DDPM's chain of 1000 steps; cosine: iDDPM's of 4000
+
   c.optimizer = ConfigDict()  # Adam
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_images = 10_000_000  # the rate rises linearly over this many images
@@ -93,6 +96,7 @@ def default() -> ConfigDict:
   c.optimizer.beta2 = 0.999
   c.optimizer.epsilon = 1e-8
   c.optimizer.clip_norm = 0.0  # 0 does not clip
+  c.optimizer.weight_decay = 0.0  # AdamW's, decoupled: parameters shrink by this share times the rate
   c.optimizer.loss_scale = 1.0  # multiplies the loss before the backward pass; float16 needs 100 and more
   c.optimizer.loss_scale_growth = 0  # updates in a row after which it doubles; one not finite halves it. 0: fixed
 
@@ -134,6 +138,8 @@ def default() -> ConfigDict:
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
+  c.sampling.classifier = ""  # workdir of a run of method classifier, which guides by its gradient
+  c.sampling.classifier_scale = 0.0  # scale of its gradient, 0 for none
   c.sampling.clip = 0.0  # clip estimated images to [−clip, clip]; 1 is the range of the data, 0 does not clip
   c.sampling.ratio = "learned"  # r of dual_output: learned; mean, as measured at each t; a number, 0 the noise head
   # alone to 1 the image head alone; or several with commas, for t = T/n, 2T/n, …, T, linear in between
@@ -155,7 +161,8 @@ _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
   "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
-  "sampling.clip",  "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
+  "sampling.clip", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
+  "optimizer.weight_decay",
 )  # fmt: skip
 
 
@@ -197,28 +204,12 @@ def check(config: ConfigDict, device_count: int | None = None):
     raise wrong("data.flip", True, "must be False with data.augment, which mirrors half of the images itself")
   if config.edm.vlb_weight and (config.edm.preconditioner, config.edm.noise) != ("iddpm", "iddpm"):
     raise wrong("edm.vlb_weight", config.edm.vlb_weight, "must be 0 unless edm.preconditioner and edm.noise are iddpm")
-  sampling = config.sampling
   if config.edm.sigma_max <= config.edm.sigma_min:
     raise wrong("edm.sigma_max", config.edm.sigma_max, "must be greater than edm.sigma_min")
-  if sampling.sigma_max and sampling.sigma_max < sampling.sigma_min:
-    raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
-  if sampling.churn and sampling.sampler not in ("euler", "heun"):
-    raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
-  choose("sampling.variance", sampling.variance, ("posterior", "upper", "learned"))
-  if (sampling.sampler, sampling.variance) == ("ddpm", "learned"):
-    part, process = ("dual", "own") if config.method == "dual_output" else ("edm", "vp")
-    if not (config[part].vlb_weight and sampling.process == process):
-      expected = f"needs a network with {part}.vlb_weight > 0, and sampling.process = {process!r}"
-      raise wrong("sampling.variance", "learned", expected)
-  _check_ratio(config)
-  if sampling.s_max < sampling.s_min:
-    raise wrong("sampling.s_max", sampling.s_max, "must be at least sampling.s_min")
-  if sampling.eta > 1:
-    raise wrong("sampling.eta", sampling.eta, "must be in [0, 1]")
-  if sampling.eta and sampling.sampler != "ddim":
-    raise wrong("sampling.eta", sampling.eta, f"must be 0 for the sampler {sampling.sampler}; ddim has an eta")
-  if sampling.guidance != 1 and not (config.data.num_classes and config.label_dropout):
-    raise wrong("sampling.guidance", sampling.guidance, "must be 1 for a run without classes and label_dropout")
+  if config.method == "classifier":
+    _check_classifier(config)
+  else:
+    _check_sampling(config)
   train = config.train
   for field in ("log_every", "checkpoint_every", "sample_every", "num_steps"):
     if train[field] % train.updates_per_call:
@@ -241,6 +232,51 @@ def check(config: ConfigDict, device_count: int | None = None):
   if device_count and train.batch_size % (device_count * train.accumulation):
     expected = f"must be a multiple of {device_count} devices × accumulation {train.accumulation}"
     raise wrong("train.batch_size", train.batch_size, expected)
+
+
+def _check_sampling(config: ConfigDict):
+  sampling = config.sampling
+  if sampling.sigma_max and sampling.sigma_max < sampling.sigma_min:
+    raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
+  if sampling.churn and sampling.sampler not in ("euler", "heun"):
+    raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
+  choose("sampling.variance", sampling.variance, ("posterior", "upper", "learned"))
+  if (sampling.sampler, sampling.variance) == ("ddpm", "learned"):
+    part, process = ("dual", "own") if config.method == "dual_output" else ("edm", "vp")
+    if not (config[part].vlb_weight and sampling.process == process):
+      expected = f"needs a network with {part}.vlb_weight > 0, and sampling.process = {process!r}"
+      raise wrong("sampling.variance", "learned", expected)
+  _check_ratio(config)
+  if sampling.s_max < sampling.s_min:
+    raise wrong("sampling.s_max", sampling.s_max, "must be at least sampling.s_min")
+  if sampling.eta > 1:
+    raise wrong("sampling.eta", sampling.eta, "must be in [0, 1]")
+  if sampling.eta and sampling.sampler != "ddim":
+    raise wrong("sampling.eta", sampling.eta, f"must be 0 for the sampler {sampling.sampler}; ddim has an eta")
+  if sampling.guidance != 1 and not (config.data.num_classes and config.label_dropout):
+    raise wrong("sampling.guidance", sampling.guidance, "must be 1 for a run without classes and label_dropout")
+  check_guide(sampling)
+
+
+def check_guide(sampling: ConfigDict):
+  """Raises ConfigError where a config.sampling guides by a classifier that it does not name, or by no proper scale."""
+  scale = sampling.classifier_scale
+  if not 0 <= scale < float("inf"):
+    raise wrong("sampling.classifier_scale", scale, "must be a number of at least 0")
+  if scale and not sampling.classifier:
+    raise wrong("sampling.classifier_scale", scale, "guidance without a classifier: sampling.classifier names its run")
+
+
+def _check_classifier(config: ConfigDict):
+  """What is of no use, or impossible, for a run that draws no images and is given no labels."""
+  if not config.data.num_classes:
+    raise wrong("data.num_classes", 0, "must be positive for method 'classifier', which learns the classes")
+  refused = {"label_dropout": "learns the labels", "data.augment": "has no inputs for its labels"}
+  refused["train.score_every"] = "draws no images"
+  given = flatten(config)
+  for field, why in refused.items():
+    if given[field]:
+      raise wrong(field, given[field], f"must be 0 for method 'classifier', which {why}")
 
 
 def _check_ratio(config: ConfigDict):

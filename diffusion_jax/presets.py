@@ -160,3 +160,15 @@ def set_dual(config: ConfigDict, process: str, vlb_weight: float = 0.0):
   config.method = "dual_output"
   config.dual.update(process=process, vlb_weight=vlb_weight)
   config.sampling.update(sampler="ddim", grid="respaced", num_steps=10)
+
+
+def set_classifier(config: ConfigDict, process: str):
+  """Makes a config that of a classifier of noisy images.
+
+  Args:
+    config: changed in place.
+    process: linear or cosine.
+  """
+  config.method = "classifier"
+  config.classifier.process = process
+  config.label_dropout = 0.0

@@ -1,7 +1,7 @@
 """From seeds to images: one jitted entry point for scripts, notebooks and the training loop.
 
 Everything that a user varies is traced: seeds, grid (padded to `max_steps`), churn, guidance scale and labels. Only
-another sampler, batch size, image shape or the first use of guidance compiles anew.
+another sampler, batch size, image shape or the first use of guidance (or of a classifier) compiles anew.
 """
 
 import functools
@@ -170,19 +170,28 @@ def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def evaluations(config, method: Method) -> int:
-  """Network evaluations an image of a config.sampling, guidance included."""
+  """Network evaluations an image of a config.sampling, classifier-free guidance included; those of a classifier not."""
   steps = len(schedule_of(config, method)[1]) - 1
   count = {"heun": 2 * steps - 1, "predictor_corrector": 2 * steps}.get(config.sampler, steps)
   return count * (1 if config.guidance == 1 else 2)
 
 
-def default_labels(config, seeds) -> np.ndarray | None:
-  """Seed modulo the number of classes; None for a run without classes."""
-  classes = config.data.num_classes
+def default_labels(config, seeds, classifier: guidance_lib.Classifier | None = None) -> np.ndarray | None:
+  """Seed modulo the number of classes, the run's or else the classifier's; None where neither has any."""
+  classes = config.data.num_classes or (classifier.num_classes if classifier else 0)
   return np.asarray(seeds) % classes if classes else None
 
 
-def generate(config, method: Method, variables, seeds, labels=None, batch_size: int = 256, progress=None) -> np.ndarray:
+def generate(
+  config,
+  method: Method,
+  variables,
+  seeds,
+  labels=None,
+  batch_size: int = 256,
+  progress=None,
+  classifier: guidance_lib.Classifier | None = None,
+) -> np.ndarray:
   """Draws one image a seed by the sampler of config.sampling, in batches laid over the local devices.
 
   Args:
@@ -193,16 +202,25 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
     labels: [N] classes, -1 for none; `default_labels` if None.
     batch_size: images at a time.
     progress: called with the number of images of each batch done.
+    classifier: `training.classifiers.from_config(config)`, that of config.sampling.
 
   Returns:
     [N, H, W, C] float32, not clipped.
+
+  Raises:
+    ValueError: config.sampling has a classifier_scale, and there is no classifier.
   """
   setting, seeds = config.sampling, np.asarray(seeds)
+  if setting.classifier_scale and classifier is None:
+    expected = "needs generate(..., classifier=training.classifiers.from_config(config))"
+    raise ValueError(f"config.sampling.classifier_scale = {setting.classifier_scale:g} {expected}")
   if setting.grid == "dpdm" and not setting.sigma_min:
     times.dpdm_grid(setting.num_steps)  # warns where the paper has no σ_min
-  labels = default_labels(config, seeds) if labels is None else np.asarray(labels)
+  labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
   shape = (config.data.resolution, config.data.resolution, config.data.channels)
   variables = mesh.everywhere(variables)
+  if classifier is not None:
+    classifier = classifier._replace(variables=mesh.everywhere(classifier.variables))
   (process, grid), options = schedule_of(setting, method), options_of(setting, method)
   ratio = ratio_of(setting, method)
   images = []
@@ -220,6 +238,7 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
         guidance=None if setting.guidance == 1 else setting.guidance,
         ratio=ratio,
         clip=setting.clip or None,
+        classifier=classifier,
         **options,
       )
     )
@@ -229,13 +248,21 @@ def generate(config, method: Method, variables, seeds, labels=None, batch_size: 
   return np.concatenate([np.asarray(batch) for batch in images])[: len(seeds)]
 
 
-def generate_together(config, method: Method, variables, seeds, labels=None, progress=None) -> np.ndarray:
+def generate_together(
+  config,
+  method: Method,
+  variables,
+  seeds,
+  labels=None,
+  progress=None,
+  classifier: guidance_lib.Classifier | None = None,
+) -> np.ndarray:
   """`generate` by all hosts, each of which draws its share and gets all images; they are those of one host."""
   seeds = np.asarray(seeds)
-  labels = default_labels(config, seeds) if labels is None else np.asarray(labels)
+  labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
   rows = mesh.host_share(len(seeds))
   labels = None if labels is None else labels[rows]
-  images = generate(config, method, variables, seeds[rows], labels, progress=progress)
+  images = generate(config, method, variables, seeds[rows], labels, progress=progress, classifier=classifier)
   return mesh.gather_hosts(images)[: len(seeds)]
 
 
@@ -252,6 +279,7 @@ def sample(
   process: Process | None = None,
   ratio: tuple[Array, Array] | None = None,
   clip: float | None = None,
+  classifier: guidance_lib.Classifier | None = None,
   **options,
 ):
   """Draws images.
@@ -270,18 +298,26 @@ def sample(
     process: the Gaussian process to sample in, by `process.reframe`; the method's own by default.
     ratio: r of dual_output, (times [K] of method.process increasing, values [K]), see `ratio_of`; traced.
     clip: limit of estimated images, see `guidance.threshold`; None does not clip.
+    classifier: guides towards the labels, after `guidance` and before `clip`, in the method's own process; -1 is not
+      guided. None, or one with the number 0 for its scale, is not evaluated.
     **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans and strings not.
 
   Returns:
     Images [B, H, W, C], not clipped; with trajectory, (images, states [n+1, B, H, W, C]).
 
   Raises:
-    ValueError: the method has no such sampler, or guidance was asked for without labels.
+    ValueError: the method has no such sampler, or guidance was asked for without labels, by a classifier too.
   """
   if sampler not in method.samplers:
     raise ValueError(f"sampler must be one of {', '.join(method.samplers)} for this method, got {sampler!r}")
   if guidance is not None and labels is None:
     raise ValueError("guidance needs labels [B], got None")
+  if classifier is not None and isinstance(classifier.scale, int | float) and classifier.scale == 0:
+    classifier = None
+  if classifier is not None and labels is None:
+    raise ValueError("a classifier needs labels [B], got None")
+  judge = None if classifier is None else (classifier.logits, classifier.process, classifier.num_classes)
+  guide = None if classifier is None else (classifier.variables, jnp.float32(classifier.scale))
   process = process or method.process
   if method.preconditioner is not None and not isinstance(grid, jax.Array):
     grid = _within(method.preconditioner, process, grid)
@@ -291,8 +327,8 @@ def sample(
   traced = {name: value for name, value in options.items() if not isinstance(value, bool | str)}
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   out = _sample(
-    method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static,
-    variables, keys, padded, labels, guidance, ratio, clip, traced,
+    method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static, judge,
+    variables, keys, padded, labels, guidance, ratio, clip, guide, traced,
   )  # fmt: skip
   if not trajectory:
     return out
@@ -309,16 +345,20 @@ def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.nd
   return np.append(np.where(moved, process.inverse(known), grid[:-1]), 0.0) if moved.any() else grid
 
 
-@functools.partial(jax.jit, static_argnums=range(7))
+@functools.partial(jax.jit, static_argnums=range(8))
 def _sample(
-  denoise_fn, source, process, sampler, image_shape, trajectory, static,
-  variables, keys, grid, labels, scale, ratio, clip, traced,
+  denoise_fn, source, process, sampler, image_shape, trajectory, static, judge,
+  variables, keys, grid, labels, scale, ratio, clip, guide, traced,
 ):  # fmt: skip
   cond = {name: value for name, value in (("label", labels), ("ratio", ratio)) if value is not None}
   denoise = lambda x, t: denoise_fn(variables, x, t, cond or None)
   if scale is not None:
     unconditional = lambda x, t: denoise_fn(variables, x, t, {**cond, "label": jnp.full_like(labels, -1)})
     denoise = guidance_lib.classifier_free(denoise, unconditional, scale)
+  if judge is not None:
+    classifier = guidance_lib.Classifier(*judge, *guide)
+    log_prob = guidance_lib.reframe(classifier.log_prob(labels), classifier.process, source)
+    denoise = guidance_lib.classifier(denoise, log_prob, source, classifier.scale)
   if process != source:
     denoise = process_lib.reframe(denoise, source, process)
   if clip is not None:

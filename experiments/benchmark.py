@@ -335,6 +335,8 @@ def main():
     return write(record, path)
   layout = parallel.from_config(config.train.parallel)
   method = methods.from_config(config, layout.axis_name)
+  if method.denoise is None:
+    raise cli.UsageError(f"--config: method {config.method!r} draws no images, of which sampling could be timed")
   sampling.schedule_of(config.sampling, method)
 
   state = first_state(config, method, layout)

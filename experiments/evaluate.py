@@ -28,6 +28,7 @@ from diffusion_jax.evaluation import bench, digits, memorisation, reference, rep
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation import r_table as r_table_lib
 from diffusion_jax.evaluation.records import Records
+from diffusion_jax.training import classifiers
 
 _SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler or the run's own by default.")
 _NFE = flags.DEFINE_list("nfe", None, "Network evaluations to compare; --num_steps or the run's own by default.")
@@ -89,6 +90,7 @@ def settings(config: ConfigDict, method) -> dict[tuple[str, int], ConfigDict]:
       if nfe is not None:
         chosen.sampling.num_steps = cli.nfe_steps(nfe, chosen, method)
       config_lib.check(chosen)
+      classifiers.find(chosen)
       out[sampler, sampling.evaluations(chosen.sampling, method)] = chosen
   return out
 

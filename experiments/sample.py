@@ -1,6 +1,7 @@
 """Draws images from a trained run or a published EDM checkpoint: a PNG grid and an .npz.
 
   python experiments/sample.py --workdir=runs/edm_digits --seeds=0-63 --num_steps=18 --label=3 --guidance=1.5
+  python experiments/sample.py --workdir=runs/dual_digits --classifier=runs/classifier_digits --classifier_scale=1
   python experiments/sample.py --checkpoint=edm-cifar10-32x32-cond-vp.pkl --seeds=0-63 --out=cifar10
 """
 
@@ -11,6 +12,7 @@ from etils import epath
 
 from diffusion_jax import cli, sampling
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.training import classifiers
 
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "Seeds of the images: numbers and ranges.")
 _LABEL = flags.DEFINE_integer("label", None, "Class of all images; by default seed modulo the number of classes.")
@@ -26,17 +28,19 @@ def main():
   png, npz = outputs(model_flags.folder())
   model = model_flags.open(search=False)  # what is wrong is said before that
   config, method, variables, _, name = model
-  labels = sampling.default_labels(config, seeds)
+  classifier = classifiers.from_config(config)
+  labels = sampling.default_labels(config, seeds, classifier)
   if _LABEL.value is not None:
-    if not 0 <= _LABEL.value < config.data.num_classes:
-      raise cli.UsageError(f"--label={_LABEL.value}: this model has {config.data.num_classes} classes")
+    classes = config.data.num_classes or (classifier.num_classes if classifier else 0)
+    if not 0 <= _LABEL.value < classes:
+      raise cli.UsageError(f"--label={_LABEL.value}: this model has {classes} classes")
     labels = np.full(len(seeds), _LABEL.value)
   try:
     png.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise cli.UsageError(f"--out={png.parent}: {error}") from None
   config = model_flags.measured(model).config
-  images = sampling.generate_together(config, method, variables, seeds, labels)
+  images = sampling.generate_together(config, method, variables, seeds, labels, classifier=classifier)
   if jax.process_index() != 0:
     return
   images_lib.save_png(png, images, scale=4 if config.data.resolution < 32 else 1, overwrite=True)

@@ -26,6 +26,7 @@ ROWS = {
   "dpdm_cifar10": ["uncond", "cond"],
   "dual_cifar10": ["linear", "cosine"],
   "dual_digits": ["linear", "cosine"],
+  "classifier_digits": ["linear", "cosine"],
   "edm_ffhq64": _LETTERS,
   "edm_afhqv2_64": _LETTERS,
   "ablations/table1_digits": ["vp", "ve", "ve100", "iddpm", "edm", "iddpm_vlb"],
@@ -97,6 +98,7 @@ def test_every_config_file_can_be_run(name, row, tmp_path):
 SIZES = [
   ("edm_cifar10", "cond-vp-F", 55_735_299), ("edm_cifar10", "uncond-ve-F", 56_397_827),
   ("edm_ffhq64", "vp-F", 61_805_571), ("edm_afhqv2_64", "ve-F", 62_761_091), ("edm_imagenet64", None, 295_899_267),
+  ("classifier_imagenet128", None, 42_568_040),  # counted by hand in nets/test_classifier.py
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from diffusion_jax.evaluation import records as records_lib
 from diffusion_jax.evaluation.records import Records
 from diffusion_jax.evaluation.reference import RealImages, StoredStatistics
 from diffusion_jax.evaluation.scoring import Scorer
+from diffusion_jax.training import classifiers
 
 Draw = Callable[[np.ndarray], np.ndarray]  # seeds [n] -> images [n, H, W, C]
 
@@ -42,6 +43,7 @@ class Subject:
     sampling: the fields of config.sampling; None for images that are there already.
     labels: how classes were chosen, in words; None without classes.
     recovery: {"sigma", "images": SHA-256} where real images are perturbed and denoised, see `recovery.of_model`.
+    classifier: {"name", "step", "sha256"} of the one that guides, if one does.
   """
 
   checkpoint: dict
@@ -49,20 +51,29 @@ class Subject:
   sampling: dict | None = None
   labels: str | None = None
   recovery: dict | None = None
+  classifier: dict | None = None
 
 
 def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subject:
-  """A model with the sampler of config.sampling; open_model() -> (method, variables) is called only where needed."""
+  """A model with the sampler of config.sampling; open_model() -> (method, variables) is called only where needed.
+
+  Raises:
+    ConfigError: its classifier is not there, or cannot guide it.
+  """
+  found = classifiers.find(config)
 
   def draw():
     method, variables = open_model()
     variables = mesh.everywhere(variables)
+    classifier = None if found is None else classifiers.load(found)
     batch = 256 * jax.local_device_count()
-    run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch)
+    run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch, classifier=classifier)
     return run, sampling.evaluations(config.sampling, method)
 
-  labels = f"seed modulo {config.data.num_classes}" if config.data.num_classes else None
-  return Subject(checkpoint, draw, dict(config.sampling), labels)
+  classes = config.data.num_classes or (0 if found is None else found.config.data.num_classes)
+  labels = f"seed modulo {classes}" if classes else None
+  guide = None if found is None else found.provenance()
+  return Subject(checkpoint, draw, dict(config.sampling), labels, classifier=guide)
 
 
 def scorers_for(
@@ -134,7 +145,8 @@ def scorers_for(
 def wanted(subject: Subject, scorers: Sequence[Scorer], num_images: int, blocks: int, first: int = 0) -> list[dict]:
   """The records, without values, of all scores of a subject: block by block, in the order of scorers and metrics."""
   out = []
-  extra = {} if subject.recovery is None else {"recovery": subject.recovery}  # other records have no such field
+  extra = {name: getattr(subject, name) for name in ("classifier", "recovery")}
+  extra = {name: value for name, value in extra.items() if value is not None}  # other records have no such field
   for block in range(blocks):
     start = first + block * num_images
     for scorer in scorers:

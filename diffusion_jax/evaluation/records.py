@@ -26,15 +26,17 @@ _CIRCUMSTANCES = ("value", "versions", "device", "seconds", "nfe", "standard")
 def identity(record: dict) -> str:
   """What determines a record's value, as 16 hexadecimal digits.
 
-  Names of files and sampling fields at their defaults do not count: a workdir may be moved, and fields be added.
+  Names of files and sampling fields at their defaults do not count: a workdir may be moved, and fields be added. A
+  classifier that guides counts as its weights.
   """
   kept = {name: value for name, value in record.items() if name not in _CIRCUMSTANCES}
-  for part in ("checkpoint", "reference"):
+  for part in ("checkpoint", "reference", "classifier"):
     if kept.get(part):
       kept[part] = kept[part]["sha256"]
   if kept.get("sampling"):
     defaults = config_lib.default().sampling
-    kept["sampling"] = {name: value for name, value in kept["sampling"].items() if defaults.get(name) != value}
+    count = lambda name, value: name != "classifier" and defaults.get(name) != value
+    kept["sampling"] = {name: value for name, value in kept["sampling"].items() if count(name, value)}
   return digest(kept)
 
 

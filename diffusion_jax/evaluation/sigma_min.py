@@ -31,7 +31,8 @@ FIRST_SEED = 1_000_000_000  # far from the seeds 0, 1, … that evaluations use
 NUM_IMAGES = 500
 FILE = "sigma_min.json"
 _CANDIDATES = np.geomspace(1e-4, 3.0, 12)
-_DECIDED = ("num_steps", "sigma_min", "sigma_min_search", "grid", "rho")  # fields that a search is for, or not of
+# Fields that a search is for, or not of: images are drawn without a classifier.
+_DECIDED = ("num_steps", "sigma_min", "sigma_min_search", "grid", "rho", "classifier", "classifier_scale")
 _FIELDS = {"step", "sampling", "num_steps", "by", "sigma_min", "scores"}
 _BY = {"extractor", "weights", "reference", "num_images"}
 
@@ -85,7 +86,7 @@ def search(
   levels: Sequence[float] | None = None,
   progress: Callable[[int], None] | None = None,
 ) -> Found:
-  """Scores every candidate for the number of steps of config.sampling; all hosts must call it.
+  """Scores every candidate for the number of steps of config.sampling, without a classifier; all hosts must call it.
 
   Args:
     config: a run's config; its grid is taken to be "dpdm".
@@ -102,6 +103,7 @@ def search(
     ConfigError: a candidate makes no grid.
   """
   variables, scorer = mesh.everywhere(variables), scorer.fresh(["frechet"])
+  config = _unguided(config)
   batch, seeds, scores = 256 * jax.local_device_count(), np.arange(first, first + num_images), {}
   for level in map(float, candidates(config, method) if levels is None else levels):
     draw = functools.partial(sampling.generate, _with(config, level), method, variables, batch_size=batch)
@@ -318,6 +320,12 @@ def _with(config: ConfigDict, level: float) -> ConfigDict:
   """Its record is that of a run which has this σ_min of its own."""
   chosen = _decided(config)
   chosen.sampling.update(grid="dpdm", sigma_min=float(level))
+  return chosen
+
+
+def _unguided(config: ConfigDict) -> ConfigDict:
+  chosen = config.copy_and_resolve_references()
+  chosen.sampling.classifier_scale = 0.0
   return chosen
 
 

@@ -227,7 +227,7 @@ def as_run(denoise: Denoiser) -> tuple[ConfigDict, methods.Method]:
   config.sampling.num_steps = 18 if network.resolution < 64 else 40
 
   def predict(variables, x, t, cond=None):
-    return denoise.predict(variables["params"], x, t, None if cond is None else cond.get("label"))
+    return denoise.predict(variables["params"], x, t, (cond or {}).get("label") if network.num_classes else None)
 
   return config, methods.Method(None, None, predict, process.EDM(), edm.SAMPLERS, denoise.preconditioner)
 

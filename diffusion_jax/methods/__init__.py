@@ -1,10 +1,15 @@
 """Methods: each paper as a triple of pure functions made from a config."""
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.methods import dpdm, dual_output, edm
+from diffusion_jax.methods import classifier, dpdm, dual_output, edm
 from diffusion_jax.methods.base import Method
 
-BY_NAME = {"edm": edm.from_config, "dual_output": dual_output.from_config, "dpdm": dpdm.from_config}
+BY_NAME = {
+  "edm": edm.from_config,
+  "dual_output": dual_output.from_config,
+  "dpdm": dpdm.from_config,
+  "classifier": classifier.from_config,
+}
 
 
 def from_config(config, axis_name: str | None = None) -> Method:
@@ -19,7 +24,8 @@ def from_config(config, axis_name: str | None = None) -> Method:
   """
   config_lib.check(config)
   method = config_lib.choose("method", config.method, BY_NAME)(config, axis_name)
-  config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
+  if method.denoise is not None:
+    config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
   return method
 
 

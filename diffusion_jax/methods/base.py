@@ -24,7 +24,7 @@ class Method(NamedTuple):
     update: (state, batch, key) -> (state, metrics): one optimisation step; `batch` holds "image" [B, H, W, C],
       "slot" [B] and, with classes, "label" [B].
     denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}, in training also
-      "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B].
+      "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B]. None for a method that draws nothing.
     process: the forward process of denoise's x and t.
     samplers: names of the samplers that serve the method, the default first.
     preconditioner: of a method that has one: the noise levels that its network knows bound the grids.
@@ -36,7 +36,7 @@ class Method(NamedTuple):
 
   init: Callable
   update: Callable
-  denoise: Callable
+  denoise: Callable | None
   process: Process
   samplers: tuple[str, ...]
   preconditioner: par.Preconditioner | None = None

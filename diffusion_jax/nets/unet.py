@@ -209,16 +209,9 @@ class UNet(nn.Module):
     Raises:
       ValueError: an argument has the wrong shape.
     """
-    batch = jnp.shape(x)[0] if jnp.ndim(x) else 0
-    if jnp.shape(x)[:3] != (batch, self.resolution, self.resolution) or jnp.ndim(x) != 4:
-      raise ValueError(f"x must be [B, {self.resolution}, {self.resolution}, C], got shape {list(jnp.shape(x))}")
-    if jnp.shape(c_noise) not in ((), (1,), (batch,)):
-      raise ValueError(f"c_noise must be a scalar or [{batch}], got shape {list(jnp.shape(c_noise))}")
-    if dropout_keys is not None and jnp.shape(dropout_keys) != (batch,):
-      raise ValueError(f"dropout_keys must be [{batch}] typed keys, got shape {list(jnp.shape(dropout_keys))}")
-    c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
-    labels = _vectors("labels", labels, batch, self.num_classes)
-    augment = _vectors("augment", augment, batch, self.augment_dim)
+    c_noise = self._checked(x, c_noise, dropout_keys)
+    labels = _vectors("labels", labels, len(c_noise), self.num_classes)
+    augment = _vectors("augment", augment, len(c_noise), self.augment_dim)
 
     emb = self._embed(c_noise, labels, augment).astype(self.dtype)
     skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys)
@@ -231,7 +224,18 @@ class UNet(nn.Module):
       start += width
     return heads
 
-  def _embed(self, c_noise: Array, labels: Array | None, augment: Array | None) -> Array:
+  def _checked(self, x: Array, c_noise: Array, dropout_keys: Key | None) -> Array:
+    """c_noise as float32 [B]; raises ValueError if an argument has the wrong shape."""
+    batch = jnp.shape(x)[0] if jnp.ndim(x) else 0
+    if jnp.shape(x)[:3] != (batch, self.resolution, self.resolution) or jnp.ndim(x) != 4:
+      raise ValueError(f"x must be [B, {self.resolution}, {self.resolution}, C], got shape {list(jnp.shape(x))}")
+    if jnp.shape(c_noise) not in ((), (1,), (batch,)):
+      raise ValueError(f"c_noise must be a scalar or [{batch}], got shape {list(jnp.shape(c_noise))}")
+    if dropout_keys is not None and jnp.shape(dropout_keys) != (batch,):
+      raise ValueError(f"dropout_keys must be [{batch}] typed keys, got shape {list(jnp.shape(dropout_keys))}")
+    return jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
+
+  def _embed(self, c_noise: Array, labels: Array | None = None, augment: Array | None = None) -> Array:
     style, width = self.block, self.channels * self.embedding_mult
     if self.embedding == "fourier":
       emb = layers.fourier_embedding(c_noise, self.freqs or layers.fourier_freqs(width // 2))
@@ -273,6 +277,12 @@ class UNet(nn.Module):
         skips.append(x)
     return skips
 
+  def _middle(self, x: Array, emb: Array, keys: Key | None, head: str = "") -> Array:
+    """The two blocks at the lowest resolution between encoder and decoder."""
+    size = self.resolution >> (len(self.channel_mult) - 1)
+    x = self._block(x.shape[-1], f"dec_{head}{size}x{size}_in0", attend=True)(x, emb, keys)
+    return self._block(x.shape[-1], f"dec_{head}{size}x{size}_in1")(x, emb, keys)
+
   def _decode(self, skips: list[Array], emb: Array, keys: Key | None, width: int, head: str = "") -> Array:
     """One decoder, [B, H, W, width] in float32; `head` tells its names from another decoder's."""
     skips, lowest, out = list(skips), len(self.channel_mult) - 1, None
@@ -281,8 +291,7 @@ class UNet(nn.Module):
       size = self.resolution >> level
       name = f"dec_{head}{size}x{size}"
       if level == lowest:
-        x = self._block(x.shape[-1], f"{name}_in0", attend=True)(x, emb, keys)
-        x = self._block(x.shape[-1], f"{name}_in1")(x, emb, keys)
+        x = self._middle(x, emb, keys, head)
       else:
         x = self._block(x.shape[-1], f"{name}_up", resample="up")(x, emb, keys)
       for i in range(self.num_blocks + 1):

@@ -22,7 +22,7 @@ from diffusion_jax.evaluation import bench, features, r_table, records, recovery
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
-from diffusion_jax.training import checkpoint, loop, predecessor, run_config, warm
+from diffusion_jax.training import checkpoint, classifiers, loop, predecessor, run_config, warm
 
 _NOT_IMAGES = ("cache", "num_classes", "flip", "augment")  # fields of config.data that real images do not depend on
 
@@ -227,6 +227,9 @@ def _check_evaluations(study: Study, run: Run, config: ConfigDict, method: metho
 
 def check_sampling(config: ConfigDict, method: methods.Method) -> int:
   """Network evaluations an image; raises ConfigError if the method cannot be sampled as config.sampling says."""
+  if method.denoise is None:
+    raise config_lib.wrong("method", config.method, "draws no images: no evaluation may be for this run")
+  classifiers.find(config)
   config_lib.choose("sampling.sampler", config.sampling.sampler, method.samplers)
   return sampling.evaluations(config.sampling, method)
 

@@ -12,11 +12,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import mesh, methods, sampling
+from diffusion_jax import guidance, mesh, methods, sampling
 from diffusion_jax.data import batching, sources
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.training import checkpoint as checkpoint_lib
-from diffusion_jax.training import faults, parallel, scores, start, update, warm, writers
+from diffusion_jax.training import classifiers, faults, parallel, scores, start, update, warm, writers
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
@@ -27,8 +27,9 @@ _CALLS_AHEAD = 4  # calls of the update that are queued on the devices before th
 def train(config, workdir, profile: range | None = None) -> state_lib.TrainState:
   """Trains a config, or goes on where its workdir stopped.
 
-  Writes under workdir: config.json, checkpoints/, metrics.jsonl, throughput.jsonl, scores.jsonl, samples/step_N.png,
-  and init_from.json of a run with other weights. On SIGTERM or another notice of preemption it saves and returns.
+  Writes under workdir: config.json, checkpoints/, metrics.jsonl, throughput.jsonl, scores.jsonl, samples/step_N.png of
+  a method that draws images, and init_from.json of a run with other weights. On SIGTERM or another notice of preemption
+  it saves and returns.
 
   Args:
     config: see `diffusion_jax.config.default`.
@@ -112,8 +113,9 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
         checkpoints.scored({step: score})
         with saving():
           writer.score(step, score)
-      if _due(config.train.sample_every, step, num_steps) and "drawn" not in done:
-        images = draw_grid(config, method, layout.whole(state.ema))
+      draws = method.denoise is not None
+      if draws and _due(config.train.sample_every, step, num_steps) and "drawn" not in done:
+        images = draw_grid(config, method, layout.whole(state.ema), run.classifier)
         with saving():
           save_grid(workdir, step, images)
         watchdog.beat(f"the images of step {step}")
@@ -164,6 +166,7 @@ class Prepared(NamedTuple):
   shapes: state_lib.TrainState  # of jax.ShapeDtypeStruct
   initial: warm.Fit | None  # weights to start from
   score: scores.InTraining | None
+  classifier: guidance.Classifier | None  # that guides the run's pictures and scores
 
 
 def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
@@ -185,12 +188,15 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   method = methods.from_config(config, layout.axis_name)
   if initial is not None:
     initial = warm.fit(initial, method, config)
-  sampling.schedule_of(config.sampling, method)
-  sampling.ratio_of(config.sampling, method)
+  classifier = None
+  if method.denoise is not None:
+    sampling.schedule_of(config.sampling, method)
+    sampling.ratio_of(config.sampling, method)
+    classifier = classifiers.from_config(config)
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
-  score = scores.InTraining(config, method) if config.train.score_every else None
-  return Prepared(config, method, layout, source, start.shapes(method, config), initial, score)
+  score = scores.InTraining(config, method, classifier) if config.train.score_every else None
+  return Prepared(config, method, layout, source, start.shapes(method, config), initial, score, classifier)
 
 
 def measure_data(config, source: sources.Source):
@@ -204,9 +210,10 @@ def measure_data(config, source: sources.Source):
     logging.warning("config.edm.sigma_data = %g: the standard deviation of the data is %.3f", assumed, sigma)
 
 
-def draw_grid(config, method: methods.Method, ema) -> np.ndarray:
+def draw_grid(config, method: methods.Method, ema, classifier: guidance.Classifier | None = None) -> np.ndarray:
   """Seeds 0..99 through the config's sampler; with ten classes, one a column. All hosts draw, and get all images."""
-  return sampling.generate_together(config, method, state_lib.inference_variables(ema), np.arange(_GRID_SEEDS))
+  variables, seeds = state_lib.inference_variables(ema), np.arange(_GRID_SEEDS)
+  return sampling.generate_together(config, method, variables, seeds, classifier=classifier)
 
 
 def save_grid(workdir, step: int, images: np.ndarray):

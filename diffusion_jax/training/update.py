@@ -1,6 +1,7 @@
 """The optimisation step that all methods share: gradients, reduction over devices, Adam, EMA, the guard.
 
     lr    = learning_rate·min(images seen/warmup_images, 1)                             (1)
+    params ← params − lr·(Adam + weight_decay·params)
     β     = ½^(batch/h),  h = min(half_life, ramp_up·images seen)                       (2)
     ema  ← β·ema + (1 − β)·params
 
@@ -155,6 +156,9 @@ def update_role(
   guarded = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
   updates, opt_state = optimizer(config.optimizer).update(grads, state.opt_state[role], state.params[role])
+  decay = config.optimizer.weight_decay
+  if decay:  # else not a bit differs from Adam
+    updates = jax.tree.map(lambda u, p: u + decay * p, updates, state.params[role])
   params = jax.tree.map(lambda p, u: p - rate * u, state.params[role], updates)
   ema = state.ema
   if role in ema:

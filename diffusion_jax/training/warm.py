@@ -170,7 +170,8 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
   _check_fields(config, "network", source.network)
   if source.preconditioner is not None and source.preconditioner != method.preconditioner:
     diffusion = config.dpdm.diffusion if config.method == "dpdm" else config.method
-    part, field = ("dual", "process") if diffusion == "dual_output" else ("edm", "preconditioner")
+    chains = {"dual_output": ("dual", "process"), "classifier": ("classifier", "process")}
+    part, field = chains.get(diffusion, ("edm", "preconditioner"))
     expected = f"init_from was trained with {source.preconditioner}, this run has {method.preconditioner}"
     raise config_lib.wrong(f"{part}.{field}", config[part][field], expected)
   for path in sorted(there.keys() | {path for path in here if path.split("/")[0] in method.initial}):
