@@ -155,7 +155,7 @@ def drawn_by(run: Run, steps: int, path: str, seeds) -> np.ndarray:
 
 
 def rms(a, b) -> float:
-  return float(np.sqrt(np.mean((a - b) ** 2, dtype=np.float64)))
+  return float(np.sqrt(np.mean((np.asarray(a, np.float64) - b) ** 2)))
 
 
 def figure7(run: Run):
