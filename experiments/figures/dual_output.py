@@ -95,12 +95,12 @@ def figure3(run: Run):
   out = run.heads(x, t, cond)
   r = jax.nn.sigmoid(out["r"])
   by_eps, by_both = (par.dual(chain, out["eps"], out["x"], out["r"], x, t, ratio).clean for ratio in (0.0, None))
-  trust = jnp.broadcast_to(2 * r - 1, x0.shape)  # white is only x
+  trust = jnp.broadcast_to(2 * r - 1, x0.shape)
   tiles = [x0, x, out["eps"] / 2, by_eps, out["x"], trust, by_both]
-  below = ["$x_0$", "$x_t$", "$ε_θ$ / 2", "$x_0$ by $ε_θ$", "$x_θ$", "$r_θ$, white: 1", "$x_0$ by both"]
+  below = ["$x_0$", "$x_t$", "$ε_θ$ / 2", "$x_0$ by $ε_θ$", "$x_θ$", "$r_θ$", "$x_0$ by both"]
   figure, axes = images_lib.figure(1, 1, (count, len(tiles)), config.data.resolution)
-  left = [f"t = {float(now):g}" for now in t]
-  images_lib.draw(axes[0, 0], [[tile[i] for tile in tiles] for i in range(count)], name_of(run), left, below)
+  left, title = [f"t = {float(now):g}" for now in t], f"{name_of(run)}; $r_θ$: 0 is black, only ε; 1 is white, only x"
+  images_lib.draw(axes[0, 0], [[tile[i] for tile in tiles] for i in range(count)], title, left, below)
   errors = [[rms(image[i], x0[i]) for image in (by_eps, out["x"], by_both)] for i in range(count)]
   rows = [[float(t[i]), float(jnp.mean(r[i])), rms(out["eps"][i], eps[i]), *errors[i]] for i in range(count)]
   return figure, ["t", "r", "rms_eps", "rms_x0_by_eps", "rms_x0_by_x", "rms_x0_by_both"], rows
