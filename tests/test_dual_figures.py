@@ -78,7 +78,7 @@ def made(tmp_path_factory):
       checkpoints.close()
   calls = {
     "all": [f"--workdir={folder}/linear", f"--num_images={NUM_IMAGES}", "--points=4"],
-    "cosine": [f"--workdir={folder}/cosine", "--figures=1,2,4", "--num_images=5", "--points=3"],
+    "cosine": [f"--workdir={folder}/cosine", "--figures=1,4", "--num_images=5", "--points=3"],
     "other": [f"--workdir={folder}/linear", "--figures=6,7", "--steps=5", "--seeds=80,3", "--num_images=5"],
   }
   calls["other"].append(f"--ddim={folder}/linear")
@@ -252,7 +252,7 @@ def test_figure_8_has_the_images_of_the_three_paths(tables):
 
 
 def test_a_cosine_chains_enormous_estimates_are_in_the_csvs(tables):
-  rows = [row for name in ("cosine/1", "cosine/2", "cosine/4") for row in tables[name]]
+  rows = [row for name in ("cosine/1", "cosine/4") for row in tables[name]]
   numbers = [float(value) for row in rows for key, value in row.items() if key != "path" and value]
   assert np.isfinite(numbers).all()
   variance = {row["path"]: float(row["variance"]) for row in tables["cosine/4"] if row["t"] == "4000"}

@@ -9,7 +9,8 @@ The figures, each OUT/figureN.png with OUT/figureN.csv:
   2  pixel mean and variance of the predicted x_0 by t
   3  what the network makes of noisy images of the data, and the mix of it (the paper has a diagram)
   4  the predicted x_0 step by step, in 5 steps: only ε, only x, dual output
-  5  the same in 10 steps, from the image head to the noise head after some of them
+  5  the same in 10 steps, by the image head first and by the noise head from some step on, as the paper's text has it
+     (its caption says the reverse)
   6  r by t: mean, range, 16 images
   7  DDIM's images and ours in 5, 10 and 20 steps
   8  images of the three paths from the same noise, in 25 steps
@@ -36,8 +37,8 @@ from diffusion_jax.types import normal
 _FIGURES = flags.DEFINE_list("figures", [*"12345678"], "Which of the figures.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 128, "Images of figures 1, 2 and 6.", lower_bound=1)
 _POINTS = flags.DEFINE_integer("points", 100, "Times t of Figure 1.", lower_bound=2)
-_STEPS = flags.DEFINE_list("steps", None, "Sampling steps, for Figure 7 some: 100 of 2 and 6; 5, 10, and 5,10,20; 25.")
-_SEEDS = flags.DEFINE_string("seeds", None, "Seeds of the images shown, such as 0-9,20; as many as the paper's or so.")
+_STEPS = flags.DEFINE_list("steps", None, "Sampling steps, of Figure 7 several; those above, and 100 of 2 and 6.")
+_SEEDS = flags.DEFINE_string("seeds", None, "Seeds of the images shown in figures 4 to 8, such as 0-9,20.")
 _DDIM = flags.DEFINE_string("ddim", None, "Folder of a run trained on noise alone, for Figure 7.")
 model_flags = cli.ModelFlags(published=False, sampling=False)
 
@@ -88,7 +89,7 @@ def progress(run: Run, settings: dict, seeds) -> tuple[dict[str, np.ndarray], li
 
 def figure3(run: Run):
   config, chain, count = run.model.config, run.model.method.process, len(SHARES)
-  x0, cond = dual_curves.drawn(config, count)
+  x0, cond = dual_curves.drawn(config, count)  # another image at each t
   eps = normal(sampling.keys_of(np.arange(count)), 0, x0.shape[1:])
   t = jnp.round(jnp.float32(SHARES) * chain.num_steps)
   x = chain.perturb(x0, eps, t)
@@ -124,7 +125,7 @@ def figure4(run: Run):
 
 def figure5(run: Run):
   (steps,), seeds = steps_of("5"), seeds_of("5")
-  switches = {"only ε": 0}  # the paper's rows; each takes so many steps by x_θ, the others by ε_θ
+  switches = {"only ε": 0}  # how many steps each row takes by x_θ, before those by ε_θ
   switches |= {f"x, then ε from step {k + 1}": k for k in range(0, steps, max(1, steps // 5)) if k}
   settings = {name: setting(run, steps, **({"switch": k} if k else {"ratio": "0"})) for name, k in switches.items()}
   switches["only x"] = steps
