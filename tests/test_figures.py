@@ -22,13 +22,12 @@ from diffusion_jax.training import checkpoint, start
 ROOT = Path(__file__).parents[1]
 PUPIL = 0.5  # what the network of one of the runs says; the others' say 0
 SEARCHED = {7: 0.05, 6: 0.07, 5: 0.11, 4: 0.13}  # σ_min by steps, in one run's file
-# Runs each argv in a fork of one process whose network is the toy one; prints [exit code, what it said] of each.
+# Runs each argv in a fork of one process, after the code that sys.argv has; prints [exit code, what it said] of each.
 FORKS = """
 import json, os, runpy, sys, tempfile
 sys.path.insert(0, "tests")
 import diffusion_jax.cli, matplotlib.pyplot, scipy.optimize, sklearn.datasets
-from training import toy
-toy.get_config()
+exec(sys.argv[1])
 done = []
 for argv in json.load(sys.stdin):
   said = tempfile.TemporaryFile()
@@ -45,10 +44,10 @@ print(json.dumps(done))
 """
 
 
-def outcomes(argvs) -> list[tuple[int, str]]:
-  """Exit code and output of each figure's program."""
+def outcomes(argvs, setup="from training import toy; toy.get_config()") -> list[tuple[int, str]]:
+  """Exit code and output of each figure's program, in a process whose network is put in place by `setup`."""
   done = subprocess.run(
-    [sys.executable, "-c", FORKS],
+    [sys.executable, "-c", FORKS, setup],
     input=json.dumps(argvs),
     env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     cwd=ROOT,
