@@ -54,7 +54,7 @@ def _table1(reference: str, *configs: str):
   def commands(given: Given) -> list[str]:
     if not given.data:
       study = "experiments/studies/dual_output.py:digits"
-      return [command("study.py", study, runs=given.runs, out=f"{given.out}/dual_output/digits")]
+      return [command("study.py", study, runs=given.runs, out=f"{given.out}/digits")]
     files, made = {"nfe": "5,10,20,50,100", **_files(given, reference)}, []
     for config in configs:
       run, made = _run_of(config), [*made, *_trained(given, config)]
