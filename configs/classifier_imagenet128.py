@@ -4,8 +4,9 @@
     --multihost
   python experiments/classify.py --workdir=runs/classifier_imagenet128
 
-The network, rate, weight decay, batch and number of updates are ADM's, 42.6M parameters. ADM also crops at random, and
-takes the final weights; here images are those of the diffusion run, mirrored, and weights are averaged. Not trained
+The network, rate, weight decay, batch and number of updates are ADM's, 42.6M parameters. ADM also crops at random, lets
+the rate fall linearly to 0, and takes the final weights; here the rate is constant, images are those of the diffusion
+run, mirrored, and weights are averaged. Not trained
 here. Data: datasets/imagenet-128x128.zip (--config.data.path for another place).
 """
 

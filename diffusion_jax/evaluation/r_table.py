@@ -1,4 +1,5 @@
-"""The mean of Dual-Output's r at each t: the paper's "fixed r_t", and the curve of its Fig. 6.
+"""The mean of Dual-Output's r at each t, for the paper's "fixed r_t". It is measured on noised data; the paper's, and
+that of experiments/figures/dual_curves.py (Fig. 6), along the sampler's walks, where r may differ.
 
     r̄_t = E r_θ(x_t, t),  x_t = α(t)·x_0 + σ(t)·ε                                       (1)
 

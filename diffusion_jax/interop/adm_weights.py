@@ -7,7 +7,7 @@
 Such a file is a plain state dict in PyTorch layout (OIHW and [out, in]) whose modules are numbered: input_blocks.N for
 the first convolution, every block and every change of resolution of the encoder, middle_block.N, and output_blocks.N
 for the decoder, a change of resolution lying in the last entry of the coarser level. Heads are channels of one output:
-ε, then the variance if that was learned. Three facts are not in a file: the resolution, the number of attention heads,
+ε, then the variance if that was learned. Four facts are not in a file: the resolution, the chain, the number of heads,
 and the order of the channels of queries, keys and values, (head, {q, k, v}, channel) or, in guided-diffusion's "new
 attention order", ({q, k, v}, head, channel); nets.unet has (head, channel, {q, k, v}).
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from diffusion_jax import process
 from diffusion_jax.interop import tensor_reader
 from diffusion_jax.nets import layers, pretrained, unet
 from diffusion_jax.types import Params
@@ -52,16 +53,18 @@ class Published(NamedTuple):
   Attributes:
     num_heads: of every attention; 0 for heads of 64 channels.
     new_order: channels of its qkv are ordered ({q, k, v}, head, channel).
+    chain: that it was trained in; its noise embedding is of the index t − 1.
   """
 
   num_heads: int
   new_order: bool
+  chain: process.Discrete
 
 
-# By channels, channel_mult and num_blocks; all others have heads of 64 channels and the old order.
+# By channels, channel_mult and num_blocks; all others have heads of 64 channels, the old order, and DDPM's chain.
 _PUBLISHED = {
-  (192, (1, 2, 3, 4), 3): Published(0, True),  # 64x64_diffusion.pt
-  (256, (1, 1, 2, 3, 4), 2): Published(4, False),  # 128x128_diffusion.pt
+  (192, (1, 2, 3, 4), 3): Published(0, True, process.Cosine(1000)),  # 64x64_diffusion.pt
+  (256, (1, 1, 2, 3, 4), 2): Published(4, False, process.DDPM()),  # 128x128_diffusion.pt
 }
 
 

@@ -20,8 +20,9 @@ from flax import traverse_util
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
+from diffusion_jax import parameterization as par
+from diffusion_jax import process as process_lib
 from diffusion_jax.interop import adm_weights, edm_checkpoint
-from diffusion_jax.parameterization import Preconditioner
 from diffusion_jax.training import checkpoint as checkpoint_lib
 from diffusion_jax.training import start
 from diffusion_jax.training.state import TrainState, inference_variables
@@ -44,7 +45,7 @@ class Source(NamedTuple):
   method: str
   data: dict[str, int]
   freqs: tuple[float, ...]
-  preconditioner: Preconditioner | None
+  preconditioner: par.Preconditioner | None
   network: dict[str, Any] = {}
 
 
@@ -117,11 +118,12 @@ def _of_adm(path: str, config) -> Source:
   if (len(mults), levels) != (len(found.channel_mult), found.attention_levels):
     resolution = found.usual_resolution or resolution
   num_heads = found.published.num_heads if found.published else config.network.num_heads
+  chain = found.published.chain if found.published else process_lib.DDPM()
   network = found.network(resolution, num_heads)
   params = adm_weights.from_state_dict(tensors, network)
   data = {"resolution": resolution, "channels": found.image_channels, "num_classes": found.num_classes}
   fields = {name: getattr(network, name) for name in ("channels", "channel_mult", "num_blocks", "num_heads")}
-  return Source(params, "dual_output", data, (), None, fields)
+  return Source(params, "dual_output", data, (), par.Unconditioned(chain), fields)
 
 
 def _data(config) -> dict[str, int]:

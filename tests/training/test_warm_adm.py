@@ -10,7 +10,7 @@ from flax import traverse_util
 from interop import guided_diffusion, torch_files
 from training import tiny
 
-from diffusion_jax import methods
+from diffusion_jax import methods, process
 from diffusion_jax.config import ConfigError
 from diffusion_jax.interop import adm_weights
 from diffusion_jax.methods import dual_output
@@ -64,6 +64,7 @@ def test_the_whole_network_of_noise_and_variance(path, capsys):
   (dict(network__num_blocks=2), r"config.network.num_blocks = 2: init_from was trained with 1$"),
   (dict(data__num_classes=5), r"config.data.num_classes = 5: init_from was trained with 10$"),
   (dict(data__channels=3), r"config.data.channels = 3: init_from was trained with 1$"),
+  (dict(dual__process="cosine"), r"config.dual.process = 'cosine': init_from was trained with .*DDPM"),
   (dict(dual__heads="dual"), r"config.init_from = .*: net/out_conv/bias: shape \[2\] there, \[4\] here$"),
   (dict(network__channels=256, init_only=("net/nothing*",)), r"config.init_only = .*matches no parameter"),
   (dict(init_from="nothing.pt"), r"config.init_from = 'nothing.pt': .*no such file"),
@@ -88,7 +89,7 @@ def test_parts_of_another_network(path):
 
 def test_published_attention_comes_with_its_heads(path, monkeypatch):
   """The file at 128×128 has 4 heads, which shapes do not tell: a run with others may take all but its attention."""
-  monkeypatch.setitem(adm_weights._PUBLISHED, (128, (1,), 1), adm_weights.Published(4, False))
+  monkeypatch.setitem(adm_weights._PUBLISHED, (128, (1,), 1), adm_weights.Published(4, False, process.DDPM()))
   assert not any(fitted(adm_config(path)).reasons.values())
   for only in ((), ("net/enc_*",)):
     with pytest.raises(ConfigError, match="config.network.num_heads = 0: init_from was trained with 4"):
