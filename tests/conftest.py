@@ -13,10 +13,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test has compiled serves the next, and the programs that they start.
-compiled = tempfile.TemporaryDirectory(prefix="diffusion_jax_tests_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,3 +30,7 @@ import pytest
 def x64():
   with jax.enable_x64(True):
     yield
+
+
+def pytest_unconfigure(config):
+  shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -1,18 +1,16 @@
-"""The mean of Dual-Output's r at each t, for the paper's "fixed r_t". It is measured on noised data; the paper's, and
-that of experiments/figures/dual_curves.py (Fig. 6), along the sampler's walks, where r may differ.
+"""The mean of Dual-Output's r at each t: the paper's "fixed r_t", and the curve of its Fig. 6.
 
-    r̄_t = E r_θ(x_t, t),  x_t = α(t)·x_0 + σ(t)·ε                                       (1)
+    r̄_t = E r_θ(x_t, t),  x_t on the way from noise to image by DDIM                      (1)
 
-over pixels, over images x_0 of a run's data and over noise, at t = T/n, 2T/n, …, T. A run keeps what was measured in
-r_table.json, a list of {"step", "images", "times", "mean", "low", "high"}; low and high are the least and the largest
-value of an image's mean over its pixels.
+over pixels, classes and seeds, at t = T, T − T/n, …, T/n. A run keeps what was measured in r_table.json, a list of
+{"step", "clip", "images", "times", "mean", "low", "high"}; low and high are the least and the largest value of an
+image's mean over its pixels.
 """
 
 import json
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -20,53 +18,55 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, sampling
-from diffusion_jax.data import sources
-from diffusion_jax.methods import Method, base, dual_output
-from diffusion_jax.types import normal
+from diffusion_jax.evaluation import walks
+from diffusion_jax.methods import Method
 
 FILE = "r_table.json"
-NUM_IMAGES = 256
+NUM_IMAGES = 100
 POINTS = 100
-_FIELDS = {"step", "images", "times", "mean", "low", "high"}
+_BATCH = 64
+_FIELDS = {"step", "clip", "images", "times", "mean", "low", "high"}
 
 
-def measure(config: ConfigDict, variables, num_images: int = NUM_IMAGES, points: int = POINTS, progress=None) -> dict:
-  """r_θ on the first images of a run's data: {"images", "times" [n], "mean" [n], "low" [n], "high" [n]}.
+def measure(
+  config: ConfigDict, method: Method, variables, num_images: int = NUM_IMAGES, points: int = POINTS, progress=None
+) -> dict:
+  """r_θ along the walks of seeds 0, 1, …: {"clip", "images", "times" [n], "mean" [n], "low" [n], "high" [n]}.
 
   Args:
-    config: a run's, of the method dual_output.
+    config: a run's, of the method dual_output; the walks are clipped as its sampling is.
+    method: its method.
     variables: its parameters.
-    num_images: at most; all of them see the same noise at every t.
+    num_images: how many.
     points: n, at most T.
-    progress: called with 1 as a time is done.
+    progress: called with 1 as a step is done.
+
+  Returns:
+    The table, by increasing time.
 
   Raises:
-    ValueError: config is of another method, or the numbers are not positive.
-    ConfigError, DataError: the data cannot be had.
+    ValueError: config is of another method or has not all heads, or the numbers are not positive.
   """
   if config.method != "dual_output" or config.dual.heads != "dual":
     raise ValueError(f"r is measured for method 'dual_output' with all heads, got {config.method}, {config.dual.heads}")
   if num_images < 1 or points < 1:
     raise ValueError(f"num_images and points must be positive, got {num_images} and {points}")
-  chain, heads = dual_output.process_from_config(config), dual_output.heads_from_config(config)
-  source, points = sources.from_config(config), min(points, chain.num_steps)
-  batch = source.gather(np.arange(min(num_images, len(source))))
-  x0 = base.images_of({"image": jnp.asarray(batch["image"])}, None, False)
-  eps = normal(sampling.keys_of(np.arange(len(x0))), 0, x0.shape[1:])
-  cond = {"label": jnp.asarray(batch["label"])} if config.data.num_classes else None
-
-  @jax.jit
-  def ratio(variables, t):
-    x = chain.perturb(x0, eps, t)
-    return jnp.mean(jax.nn.sigmoid(heads(variables, x, t, cond)["r"]), axis=(1, 2, 3))
-
-  times, found = chain.num_steps * np.arange(1, points + 1) / points, []
-  for t in times:
-    found.append(np.asarray(ratio(variables, jnp.float32(t)), np.float64))
-    if progress:
-      progress(1)
-  values = {"mean": np.mean(found, 1), "low": np.min(found, 1), "high": np.max(found, 1)}
-  return {"images": len(x0), "times": times.tolist(), **{name: value.tolist() for name, value in values.items()}}
+  points = min(points, method.process.num_steps)
+  config = config.copy_and_resolve_references()
+  clip = config.sampling.clip
+  config.sampling.update(config_lib.default().sampling)
+  config.sampling.update(sampler="ddim", grid="respaced", num_steps=points, clip=clip)
+  step, found = walks.stepper(config, method, variables), np.empty((points, num_images))
+  times = sampling.schedule_of(config.sampling, method)[1][:-1]
+  for start in range(0, num_images, _BATCH):
+    seeds = np.arange(start, min(start + _BATCH, num_images))
+    for done in walks.walk(config, method, step, seeds):
+      found[done.number - 1, seeds] = np.mean(done.r, axis=(1, 2, 3), dtype=np.float64)
+      if progress:
+        progress(1)
+  values = {"mean": found.mean(1), "low": found.min(1), "high": found.max(1)}
+  values = {name: value[::-1].tolist() for name, value in {"times": times, **values}.items()}
+  return {"clip": clip, "images": num_images, **values}
 
 
 def resolve(
@@ -74,7 +74,7 @@ def resolve(
 ) -> ConfigDict | None:
   """The config with the means of r put in where config.sampling.ratio is "mean"; else the config as it is.
 
-  What is on file for the same checkpoint is taken from there.
+  What is on file for the same checkpoint and clip is taken from there.
 
   Args:
     config: a run's config.
@@ -84,15 +84,16 @@ def resolve(
     stored_only: measure nothing; None where it is not on file.
 
   Raises:
-    ConfigError, DataError: it has to be measured, and the data cannot be had.
+    ConfigError: the run has no r, or no such grid.
   """
   if config.sampling.ratio != "mean":
     return config
-  table = json.loads(mesh.from_first_host(lambda: json.dumps(stored(folder, step))))
+  clip = config.sampling.clip
+  table = json.loads(mesh.from_first_host(lambda: json.dumps(stored(folder, step, clip))))
   if table is None and stored_only:
     return None
   if table is None:
-    table = measure(config, take()[1])
+    table = measure(config, *take())
     save(folder, step, table)
   chosen = config.copy_and_resolve_references()
   chosen.sampling.ratio = ",".join(f"{value:.4g}" for value in table["mean"])
@@ -100,20 +101,20 @@ def resolve(
   return chosen
 
 
-def stored(folder, step: int | str | None) -> dict | None:
-  """What is on file for a checkpoint; None where there is nothing."""
-  return next((entry for entry in reversed(_entries(folder)) if entry["step"] == step), None)
+def stored(folder, step: int | str | None, clip: float = 0.0) -> dict | None:
+  """What is on file for a checkpoint and the limit of clipping; None where there is nothing."""
+  return next((entry for entry in _entries(folder) if (entry["step"], entry["clip"]) == (step, clip)), None)
 
 
 def save(folder, step: int | str | None, table: dict):
-  """Puts what was measured into folder/r_table.json, in place of what was there for the checkpoint; on the first host.
+  """Puts what was measured into folder/r_table.json, in place of what was there for the same; on the first host.
 
   The file is written beside and renamed. A folder that cannot be written gives a warning alone.
   """
   if jax.process_index() != 0:
     return
   path = epath.Path(folder) / FILE
-  kept = [entry for entry in _entries(folder) if entry["step"] != step]
+  kept = [entry for entry in _entries(folder) if (entry["step"], entry["clip"]) != (step, table["clip"])]
   try:
     temporary = path.parent / f"{FILE}.tmp"
     temporary.write_text(json.dumps([*kept, {"step": step, **table}], indent=1) + "\n")

@@ -62,11 +62,16 @@ def find(config) -> Found | None:
 
 
 def load(found: Found) -> guidance.Classifier:
-  """Reads the weights; raises ConfigError where that is not possible."""
+  """Reads the weights. The classifier is evaluated in float32: in float16 small gradients are lost.
+
+  Raises:
+    ConfigError: they cannot be read.
+  """
   try:
     averages, own = checkpoint.load_averages(found.path, found.step)
   except WorkdirError as error:
     raise _wrong(found.path, str(error)) from None
+  own.network.dtype = "float32"
   logits, chain = classifier_method.logits_from_config(own), classifier_method.process_from_config(own)
   variables = state.inference_variables(averages)
   return guidance.Classifier(logits, chain, own.data.num_classes, variables, found.scale)

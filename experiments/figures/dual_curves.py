@@ -22,8 +22,8 @@ from common import plt
 from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
+from diffusion_jax.evaluation import walks
 from diffusion_jax.methods import base, dual_output
-from diffusion_jax.samplers import ancestral
 from diffusion_jax.types import normal
 
 BATCH = 64  # images at a time
@@ -39,7 +39,7 @@ class Run(NamedTuple):
   Attributes:
     model: the run.
     heads: (x [B, H, W, C], t, cond) -> what the network says, see `dual_output.Heads`.
-    step: (x, t, s, cond) -> (x_s by DDIM, x̂_0 as the sampler sees it, r [B, H, W, 1] as the network says).
+    step: of `walks.stepper`.
   """
 
   model: cli.Model
@@ -47,26 +47,18 @@ class Run(NamedTuple):
   step: Callable
 
 
-class Step(NamedTuple):
-  """One of a walk: its number from 1, its time, x̂_0 [B, H, W, C] and the network's r [B, H, W, 1] there."""
-
-  number: int
-  t: float
-  clean: np.ndarray
-  r: np.ndarray
-
-
 def open_run(model: cli.Model) -> Run:
   """The run of a model of dual_output."""
-  (_, method, variables), heads = model[:3], dual_output.heads_from_config(model.config)
+  config, method, variables = model[:3]
+  heads = functools.partial(dual_output.heads_from_config(config), variables)
+  return Run(model, jax.jit(heads), walks.stepper(_unclipped(config), method, variables))
 
-  @jax.jit
-  def step(x, t, s, cond):
-    pred = method.denoise(variables, x, t, cond)
-    r = jax.nn.sigmoid(heads(variables, x, t, cond)["r"])  # compiled, the network runs once for both
-    return ancestral.transition(method.process, pred, x, t, s, method.process.sigma(s)), pred.clean, r
 
-  return Run(model, jax.jit(functools.partial(heads, variables)), step)
+def _unclipped(config):
+  """The run's config with the default sampling."""
+  config = config.copy_and_resolve_references()
+  config.sampling.update(config_lib.default().sampling)
+  return config
 
 
 def name_of(run: Run) -> str:
@@ -87,24 +79,15 @@ def setting(run: Run, steps: int, ratio: str = "learned", switch: int = 0):
   Raises:
     ConfigError: the chain has no such grid.
   """
-  config = run.model.config.copy_and_resolve_references()
-  config.sampling.update(config_lib.default().sampling)
+  config = _unclipped(run.model.config)
   config.sampling.update(sampler="ddim", grid="respaced", num_steps=steps, ratio=ratio, switch=switch)
   config_lib.check(config)
   return config
 
 
-def walk(run: Run, config, seeds) -> Iterator[Step]:
-  """The steps that DDIM takes from the noise of these seeds by a config of `setting`; the last x̂_0 is the image."""
-  method, data = run.model.method, config.data
-  _, grid = sampling.schedule_of(config.sampling, method)
-  cond = {"label": sampling.default_labels(config, seeds), "ratio": sampling.ratio_of(config.sampling, method)}
-  cond = {name: value for name, value in cond.items() if value is not None}
-  shape = (data.resolution, data.resolution, data.channels)
-  x = method.process.prior(sampling.keys_of(seeds), shape, jnp.float32(grid[0]))
-  for number, (t, s) in enumerate(zip(grid, grid[1:]), 1):
-    x, clean, r = run.step(x, jnp.float32(t), jnp.float32(s), cond)
-    yield Step(number, float(t), np.asarray(clean), np.asarray(r))
+def walk(run: Run, config, seeds) -> Iterator[walks.Step]:
+  """`walks.walk` of the run by a config of `setting`."""
+  return walks.walk(config, run.model.method, run.step, seeds)
 
 
 def grid_of(run: Run, steps: int) -> np.ndarray:

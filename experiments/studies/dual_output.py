@@ -15,7 +15,7 @@ from diffusion_jax.study import Evaluation, Plot, Run, Study, Table
 STEPS, CLIPPED_STEPS = (5, 10, 20, 50), (5, 10)
 DUAL, BASELINE = {"network": "dual"}, {"network": "ε alone"}
 SCHEDULES = ("linear", "cosine")
-UPDATES, IMAGES = {"digits": 2000, "photos": 1000}, {"digits": 500, "photos": 250}
+UPDATES, IMAGES = {"digits": 2000, "photos": 1000}, {"digits": 500, "photos": 125}
 # rows of the paper's Table 1, and the network that each is of
 ROWS = {
   "dual output": (DUAL, {}),

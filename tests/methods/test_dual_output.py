@@ -15,7 +15,6 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import losses, methods, process, samplers, sampling, times
 from diffusion_jax import parameterization as par
 from diffusion_jax.config import ConfigError
-from diffusion_jax.data import sources
 from diffusion_jax.evaluation import r_table
 from diffusion_jax.methods import base, dpdm, dual_output
 from diffusion_jax.nets import layers
@@ -460,8 +459,8 @@ def test_the_means_of_r_are_measured_and_kept(method_of, tmp_path):
   np.testing.assert_allclose(r, 1 / (1 + np.exp(t / 500 - 1)), rtol=1e-3)
   entry = r_table.stored(tmp_path, 7)
   np.testing.assert_allclose(entry["low"], entry["high"], rtol=1e-5)
-  assert entry["images"] == 256 and r_table.stored(tmp_path, 8) is None
-  again = r_table.measure(config, take()[1], num_images=3, points=4)
+  assert entry["images"] == 100 and r_table.stored(tmp_path, 8) is None and r_table.stored(tmp_path, 7, 1.0) is None
+  again = r_table.measure(config, *take(), num_images=3, points=4)
   r_table.save(tmp_path, 8, again)
   r_table.save(tmp_path, 7, again)
   assert r_table.stored(tmp_path, 7)["times"] == [250, 500, 750, 1000]
@@ -469,18 +468,23 @@ def test_the_means_of_r_are_measured_and_kept(method_of, tmp_path):
   assert r_table.stored(tmp_path, 7) is None
 
 
-def test_r_is_measured_on_noisy_data(method_of):
-  """With the logit x itself: E sigmoid(x_t) over digits and noise, against 20,000 draws of NumPy's."""
-  method, made, config = method_of(Heads(lambda p, x, index: (x, x, x)))
-  table = r_table.measure(config, {"params": made.ema["net"]}, points=2)
-  images = sources.from_config(config).gather(np.arange(256))["image"]
-  images = images / 127.5 - 1 if images.dtype == np.uint8 else images
-  for t, mean in zip((500, 1000), table["mean"]):
-    bar = process.DDPM().alpha_bars()[t - 1]
-    noise = np.random.default_rng(0).standard_normal(images.shape)
-    logit = np.sqrt(bar) * images + np.sqrt(1 - bar) * noise
-    expected = 1 / (1 + np.exp(-logit))
-    assert abs(mean - expected.mean()) < 6 * expected.std() / np.sqrt(images.size)
+@pytest.mark.parametrize("clip", [0.0, 0.25])
+def test_r_is_measured_along_the_walks_of_ddim(method_of, clip):
+  """ε_θ = x/2, x_θ = 0 and the logit x itself: sigmoid(x_t) along DDIM's recursion, in float64."""
+  network = Heads(lambda p, x, index: (x / 2, 0 * x, x))
+  method, made, config = method_of(network, sampling__clip=clip)
+  table = r_table.measure(config, method, {"params": made.ema["net"]}, num_images=70, points=4)
+  bars = np.append(1.0, process.DDPM().alpha_bars())
+  x = np.asarray(process.DDPM().prior(sampling.keys_of(range(70)), (8, 8, 1), 1000.0), np.float64)
+  for i, (t, s) in enumerate(zip((1000, 750, 500, 250), (750, 500, 250, 0))):
+    r = 1 / (1 + np.exp(-x))
+    found = [table[name][3 - i] for name in ("times", "mean", "low", "high")]
+    means = r.mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(found, [t, means.mean(), means.min(), means.max()], rtol=1e-4)
+    clean = (1 - r) * (x - np.sqrt(1 - bars[t]) * x / 2) / np.sqrt(bars[t])
+    clean = np.clip(clean, -clip, clip) if clip else clean
+    eps = (x - np.sqrt(bars[t]) * clean) / np.sqrt(1 - bars[t])
+    x = np.sqrt(bars[s]) * clean + np.sqrt(1 - bars[s]) * eps
 
 
 # --- as DPDM's teacher ------------------------------------------------------------------------------------------------
