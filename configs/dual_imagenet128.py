@@ -19,8 +19,9 @@ trains 80,000 updates; to train.py's command add
 
   --config.init_from=128x128_diffusion.pt --config.init_only="('net/enc_*','net/map_*')"
 
-The network is that file's, with its 4 attention heads. With --config.dual.heads=eps and without init_only all of it is
-taken, which is ADM itself.
+and --config.optimizer.frozen="('net/enc_*','net/map_*')" to train the rest alone, as the paper's text can be read. The
+network is that file's, with its 4 attention heads. With --config.dual.heads=eps and without init_only all of it is
+taken, which is ADM itself; it samples with --clip=1.
 
 FID in the paper by DDIM at 25 and 50 steps, without classifier guidance: dual 27.7, 25.3; --ratio=0 51.3, 49.1;
 --ratio=1 29.5, 27.4. Not trained here. Data: datasets/imagenet-128x128.zip (--config.data.path for another place).

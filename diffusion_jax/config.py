@@ -96,6 +96,7 @@ def default() -> ConfigDict:
   c.optimizer.beta2 = 0.999
   c.optimizer.epsilon = 1e-8
   c.optimizer.clip_norm = 0.0  # 0 does not clip
+  c.optimizer.frozen = ()  # parameters whose paths match one of these patterns, such as "net/enc_*", do not train
   c.optimizer.weight_decay = 0.0  # AdamW's, decoupled: parameters shrink by this share times the rate
   c.optimizer.loss_scale = 1.0  # multiplies the loss before the backward pass; float16 needs 100 and more
   c.optimizer.loss_scale_growth = 0  # updates in a row after which it doubles; one not finite halves it. 0: fixed
@@ -342,7 +343,7 @@ def _check_type(field, value, example):
   if wanted is float:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
   if wanted is tuple:
-    item = type(example[0]) if example else str if field == "init_only" else float
+    item = type(example[0]) if example else str if field in ("init_only", "optimizer.frozen") else float
     fits = isinstance(value, tuple) and all(isinstance(v, item) for v in value)
   if not fits:
     name = f"tuple of {item.__name__}" if wanted is tuple else wanted.__name__

@@ -22,7 +22,7 @@ from diffusion_jax.evaluation import walks
 from diffusion_jax.methods import Method
 
 FILE = "r_table.json"
-NUM_IMAGES = 100
+NUM_IMAGES = 64
 POINTS = 100
 _BATCH = 64
 _FIELDS = {"step", "clip", "images", "times", "mean", "low", "high"}

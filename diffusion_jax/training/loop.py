@@ -196,7 +196,9 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
   score = scores.InTraining(config, method, classifier) if config.train.score_every else None
-  return Prepared(config, method, layout, source, start.shapes(method, config), initial, score, classifier)
+  shapes = start.shapes(method, config)
+  warm.check_frozen(config, shapes.params)
+  return Prepared(config, method, layout, source, shapes, initial, score, classifier)
 
 
 def measure_data(config, source: sources.Source):

@@ -1,7 +1,7 @@
 """The optimisation step that all methods share: gradients, reduction over devices, Adam, EMA, the guard.
 
     lr    = learning_rate·min(images seen/warmup_images, 1)                             (1)
-    params ← params − lr·(Adam + weight_decay·params)
+    params ← params − lr·(Adam + weight_decay·params), but those of optimizer.frozen    (Loshchilov & Hutter 2019)
     β     = ½^(batch/h),  h = min(half_life, ramp_up·images seen)                       (2)
     ema  ← β·ema + (1 − β)·params
 
@@ -12,6 +12,7 @@ is not finite.
 """
 
 import contextlib
+import fnmatch
 from collections.abc import Callable
 
 import jax
@@ -149,6 +150,7 @@ def update_role(
   """
   if axis_name is not None:
     loss, grads = jax.lax.pmean((loss, grads), axis_name)
+  grads = _unfrozen(config.optimizer, role, grads)
   norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   images_seen = state.step.astype(jnp.float32) * config.train.batch_size
@@ -159,6 +161,7 @@ def update_role(
   decay = config.optimizer.weight_decay
   if decay:  # else not a bit differs from Adam
     updates = jax.tree.map(lambda u, p: u + decay * p, updates, state.params[role])
+    updates = _unfrozen(config.optimizer, role, updates)
   params = jax.tree.map(lambda p, u: p - rate * u, state.params[role], updates)
   ema = state.ema
   if role in ema:
@@ -171,6 +174,21 @@ def update_role(
     opt_state={**state.opt_state, role: guarded(opt_state, state.opt_state[role])},
   )
   return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
+
+
+def frozen(config, path: str) -> bool:
+  """Whether a parameter, such as "net/enc_8x8_block0/conv0/kernel", stays as it starts; config is config.optimizer."""
+  return any(fnmatch.fnmatchcase(path, pattern) for pattern in config.frozen)
+
+
+def _unfrozen(config, role: str, tree: Params) -> Params:
+  """Zeros in place of the leaves whose parameters are frozen."""
+  if not config.frozen:
+    return tree
+  name = lambda path: "/".join([role, *(key.key for key in path)])
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.zeros_like(x) if frozen(config, name(path)) else x, tree
+  )  # fmt: skip
 
 
 def count(config, state: TrainState, finite: Array) -> TrainState:

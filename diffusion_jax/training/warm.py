@@ -24,7 +24,7 @@ from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.interop import adm_weights, edm_checkpoint
 from diffusion_jax.training import checkpoint as checkpoint_lib
-from diffusion_jax.training import start
+from diffusion_jax.training import start, update
 from diffusion_jax.training.state import TrainState, inference_variables
 from diffusion_jax.types import Params
 
@@ -154,10 +154,7 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
   here, there = _flat(params), _flat({role: source.params for role in method.initial})
   if config.init_only:
     reasons = {path: _reason(path, there, here, config.init_only) for path in sorted(here.keys() | there.keys())}
-    for pattern in config.init_only:
-      if not fnmatch.filter(reasons, pattern):
-        near = difflib.get_close_matches(pattern, reasons, 1, 0.0)
-        raise config_lib.wrong("init_only", config.init_only, f"{pattern!r} matches no parameter; nearest: {near[0]}")
+    _check_patterns("init_only", config.init_only, reasons)
     if all(reasons.values()):
       expected = f"no parameter matches and fits; {config.init_from} has {', '.join(sorted(there)[:3])}, ..."
       raise config_lib.wrong("init_only", config.init_only, expected)
@@ -187,6 +184,21 @@ def _check_fields(config, part: str, fields: dict[str, Any]):
   for name, value in fields.items():
     if config[part][name] != value:
       raise config_lib.wrong(f"{part}.{name}", config[part][name], f"init_from was trained with {value}")
+
+
+def check_frozen(config, params: dict[str, Params]):
+  """Raises ConfigError where a pattern of config.optimizer.frozen matches no parameter, or all match."""
+  paths, patterns = list(_flat(params)), config.optimizer.frozen
+  _check_patterns("optimizer.frozen", patterns, paths)
+  if all(update.frozen(config.optimizer, path) for path in paths):
+    raise config_lib.wrong("optimizer.frozen", patterns, "no parameter is left to train")
+
+
+def _check_patterns(field: str, patterns: tuple[str, ...], paths):
+  for pattern in patterns:
+    if not fnmatch.filter(paths, pattern):
+      near = difflib.get_close_matches(pattern, paths, 1, 0.0)
+      raise config_lib.wrong(field, patterns, f"{pattern!r} matches no parameter; nearest: {near[0]}")
 
 
 def _reason(path: str, there: dict, here: dict, patterns: tuple[str, ...]) -> str:

@@ -459,7 +459,7 @@ def test_the_means_of_r_are_measured_and_kept(method_of, tmp_path):
   np.testing.assert_allclose(r, 1 / (1 + np.exp(t / 500 - 1)), rtol=1e-3)
   entry = r_table.stored(tmp_path, 7)
   np.testing.assert_allclose(entry["low"], entry["high"], rtol=1e-5)
-  assert entry["images"] == 100 and r_table.stored(tmp_path, 8) is None and r_table.stored(tmp_path, 7, 1.0) is None
+  assert entry["images"] == 64 and r_table.stored(tmp_path, 8) is None and r_table.stored(tmp_path, 7, 1.0) is None
   again = r_table.measure(config, *take(), num_images=3, points=4)
   r_table.save(tmp_path, 8, again)
   r_table.save(tmp_path, 7, again)

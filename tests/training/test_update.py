@@ -115,6 +115,21 @@ def test_the_first_average_is_the_parameters():
   np.testing.assert_array_equal(after.ema["net"]["w"], after.params["net"]["w"])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_what_is_frozen_stays(decay):
+  """Its gradient counts neither in the norm nor in the clipping of the others', and it does not decay."""
+  rng = np.random.default_rng(0)
+  params = {name: {"kernel": rng.normal(size=3).astype(np.float32)} for name in ("enc_a", "dec_a")}
+  grads = {name: {"kernel": jnp.full(3, 5.0)} for name in params}
+  fields = {"optimizer.clip_norm": 1.0, "optimizer.weight_decay": decay, "optimizer.warmup_images": 0}
+  for frozen, trained in (("net/enc_*", ["dec_a"]), ("net/*/bias", ["dec_a", "enc_a"])):
+    config = config_of(**fields, **{"optimizer.frozen": (frozen,)})
+    after, metrics = apply(Hashable(config), toy_state(config, params), jnp.float32(1.0), grads)
+    changed = [name for name in sorted(params) if np.any(after.params["net"][name]["kernel"] != params[name]["kernel"])]
+    assert changed == trained
+    np.testing.assert_allclose(metrics["grad_norm"], 5 * np.sqrt(3 * len(trained)), rtol=1e-6)
+
+
 def test_roles_are_updated_apart():
   """An update of one role leaves the parameters, averages and moments of another alone."""
   config = config_of()
