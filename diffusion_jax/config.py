@@ -286,8 +286,10 @@ def _check_ratio(config: ConfigDict):
   for field, default in (("ratio", "learned"), ("switch", 0)):
     if sampling[field] != default and config.method != "dual_output":
       raise wrong(f"sampling.{field}", sampling[field], f"must be {default!r} for method {config.method!r}")
-    if sampling[field] not in (default, "0") and config.dual.heads != "dual":
-      raise wrong(f"sampling.{field}", sampling[field], f"must be {default!r} for dual.heads {config.dual.heads!r}")
+  alone = config.method == "dual_output" and config.dual.heads != "dual"
+  if alone and (sampling.switch or sampling.ratio == "mean" or any(ratios(sampling.ratio) or ())):
+    field = "switch" if sampling.switch else "ratio"
+    raise wrong(f"sampling.{field}", sampling[field], f"must be 0 for dual.heads = {config.dual.heads!r}")
   if sampling.switch > sampling.num_steps:
     raise wrong("sampling.switch", sampling.switch, f"must be at most sampling.num_steps ({sampling.num_steps})")
   if sampling.switch and sampling.ratio != "learned":

@@ -337,6 +337,8 @@ def main():
   method = methods.from_config(config, layout.axis_name)
   if method.denoise is None:
     raise cli.UsageError(f"--config: method {config.method!r} draws no images, of which sampling could be timed")
+  if config.sampling.classifier_scale:
+    raise cli.UsageError("--config.sampling.classifier_scale: guidance by a classifier is not timed here")
   sampling.schedule_of(config.sampling, method)
 
   state = first_state(config, method, layout)

@@ -39,17 +39,16 @@ def dual_config(**fields):
 class Heads:
   """A network whose heads are the given function of (parameters, x, index [B, 1, 1, 1]); counts its traces."""
 
-  def __init__(self, function, params=None):
-    self.function, self.params, self.calls = function, params or {"a": jnp.zeros(())}, []
+  def __init__(self, function, params=None, names=("eps", "x", "r", "variance")):
+    self.function, self.names, self.params, self.calls = function, names, params or {"a": jnp.zeros(())}, []
 
   def init(self, key, x, index):
     return {"params": self.params}
 
   def apply(self, variables, x, index, labels=None, augment=None, dropout_keys=None):
     self.calls.append({"x": x, "index": index, "labels": labels, "dropout_keys": dropout_keys})
-    names = ("eps", "x", "r", "variance")
     heads = self.function(variables["params"], x, index[:, None, None, None])
-    return {"out": heads[0], **dict(zip(names, heads))}  # "out" is for EDM
+    return {"out": heads[0], **dict(zip(self.names, heads))}  # "out" is for EDM
 
 
 @pytest.fixture
@@ -487,6 +486,39 @@ def test_r_is_measured_along_the_walks_of_ddim(method_of, clip):
     x = np.sqrt(bars[s]) * clean + np.sqrt(1 - bars[s]) * eps
 
 
+# --- the network of DDPM and DDIM -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vlb_weight", [0.0, 0.02])
+def test_noise_alone_is_ddpm(monkeypatch, vlb_weight):
+  """One head and its loss in NumPy; with iDDPM's bound two, about the noise head's mean; images as r = 0 has them."""
+  function = lambda p, x, index: (jnp.sin(x) + 1e-4 * index, jnp.full_like(x, 0.3))
+  network = Heads(function, names=("eps", "variance") if vlb_weight else ("eps",))
+  asked = []
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: asked.append(heads) or network)
+  config = dual_config(dual__heads="eps", dual__eps_weight=0.7, dual__vlb_weight=vlb_weight)
+  method = methods.from_config(config)
+  assert asked == [(("eps", 1), ("variance", 1)) if vlb_weight else (("eps", 1),)]
+  made, y = method.init(jax.random.key(0), start.example_batch(config)), gaussian_images(50, 0.1, 0.5)
+  network.calls.clear()
+  _, metrics = method.update(made, batch_of(y), jax.random.key(3))
+  (call,) = network.calls
+  x, t = np.asarray(call["x"], np.float64), np.asarray(call["index"], int) + 1
+  bar = np.append(1.0, process.DDPM().alpha_bars())[t].reshape(-1, 1, 1, 1)
+  eps, head = (x - np.sqrt(bar) * y) / np.sqrt(1 - bar), np.sin(x) + 1e-4 * (t.reshape(-1, 1, 1, 1) - 1)
+  loss, clean = 0.7 * np.mean((head - eps) ** 2), (x - np.sqrt(1 - bar) * head) / np.sqrt(bar)
+  if vlb_weight:
+    t = jnp.asarray(t, float)
+    variance = jnp.full(y.shape, 0.3)
+    bound = losses.variational_bound(process.DDPM(), jnp.float32(clean), variance, jnp.float32(y), t, t - 1)
+    loss += vlb_weight * 1000 * np.mean(bound) / DIM
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-3)
+  found = method.denoise({"params": made.params["net"]}, call["x"], jnp.float32(call["index"] + 1))
+  np.testing.assert_allclose(found.clean, clean, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(found.eps, head, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(method.weight(jnp.float32(2.0)), 0.7 / 4, rtol=1e-6)
+
+
 # --- as DPDM's teacher ------------------------------------------------------------------------------------------------
 
 
@@ -536,6 +568,10 @@ def test_a_dual_network_teaches_dpdm(monkeypatch):
   (dict(sampling__switch=2, sampling__ratio="0"), r"config.sampling.ratio = '0': must be 'learned' with .*switch"),
   (dict(method="edm", sampling__ratio="0"), r"config.sampling.ratio = '0': must be 'learned' for method 'edm'"),
   (dict(method="edm", sampling__switch=1), r"config.sampling.switch = 1: must be 0 for method 'edm'"),
+  (dict(dual__heads="dule"), r"config.dual.heads = 'dule': expected one of dual, eps; nearest: dual"),
+  (dict(dual__heads="eps", sampling__ratio="1"), r"config.sampling.ratio = '1': must be 0 for dual.heads = 'eps'"),
+  (dict(dual__heads="eps", sampling__ratio="mean"), r"config.sampling.ratio = 'mean': must be 0 for dual.heads"),
+  (dict(dual__heads="eps", sampling__switch=1), r"config.sampling.switch = 1: must be 0 for dual.heads = 'eps'"),
   (dict(sampling__sampler="ddpm", sampling__variance="learned"), r"variance = 'learned': needs .* dual.vlb_weight > 0"),
   (dict(sampling__sampler="ddpm", sampling__variance="learned", dual__vlb_weight=0.1, sampling__process="vp"),
    r"variance = 'learned': needs .* sampling.process = 'own'"),
