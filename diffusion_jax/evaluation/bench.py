@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion_jax import mesh, sampling
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import features, scoring
+from diffusion_jax.evaluation import features, neighbours, scoring
 from diffusion_jax.evaluation import records as records_lib
 from diffusion_jax.evaluation.records import Records
 from diffusion_jax.evaluation.reference import RealImages, StoredStatistics
@@ -27,8 +27,8 @@ Draw = Callable[[np.ndarray], np.ndarray]  # seeds [n] -> images [n, H, W, C]
 
 _OPTIONS = {
   "inception_score": {"splits": scoring.SPLITS},
-  "precision": {"k": scoring.NEIGHBOURS},
-  "recall": {"k": scoring.NEIGHBOURS},
+  "precision": {"k": neighbours.NEIGHBOURS},
+  "recall": {"k": neighbours.NEIGHBOURS},
   "kernel_distance": {"subset_size": scoring.KID_SUBSET},
 }
 

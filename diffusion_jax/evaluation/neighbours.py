@@ -17,6 +17,8 @@ of equal points would remain, so that of a collapsed generator's images only as 
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +26,26 @@ import numpy as np
 
 from diffusion_jax import mesh
 
+NEIGHBOURS = 3  # k of the papers' precision and recall
 BLOCK = 1 << 25  # distances held at a time, over all devices: 128 MiB
 PAIRS = 1 << 22  # numbers of a block of pairs in float64: 32 MiB
 
 
-def precision_recall(real, fake, k: int = 3) -> tuple[float, float]:
+class Balls(NamedTuple):
+  """What covers by equation (2): centres [N, d], of equal ones only as many as matter, and squared radii [N]."""
+
+  centres: np.ndarray
+  squares: np.ndarray
+
+
+def precision_recall(real, fake, k: int = 3, real_balls: Callable[[], Balls] | None = None) -> tuple[float, float]:
   """Improved precision and recall, each in [0, 1], by equations (1) and (2).
 
   Args:
     real: features [N, d].
     fake: features [M, d] of generated images.
     k: the neighbour that sets a ball's radius.
+    real_balls: gives `balls(real, k)`, for those who keep them to compare many sets with the same real images.
 
   Returns:
     precision: share of `fake` covered by `real`.
@@ -52,7 +63,15 @@ def precision_recall(real, fake, k: int = 3) -> tuple[float, float]:
     bad = len(x) - np.count_nonzero(np.isfinite(x).all(axis=1))
     if bad:
       raise ValueError(f"{name} must be finite, got {bad} of {len(x)} rows that are not")
-  return float(np.mean(_covered(fake, real, k))), float(np.mean(_covered(real, fake, k)))
+  cover = real_balls() if real_balls else balls(real, k)
+  return float(np.mean(_covered(fake, cover))), float(np.mean(_covered(real, balls(fake, k))))
+
+
+def balls(points, k: int) -> Balls:
+  """The balls of finite points [N, d], by equation (1); N > k."""
+  _, _, copy = _distinct(points)
+  centres = points[copy <= k]  # k + 1 equal ones have the radius 0, and give no other point a further neighbour
+  return Balls(centres, kth_nearest(centres, centres, k, skip=np.arange(len(centres)))[0])
 
 
 def kth_nearest(a, b, k: int = 1, skip=None) -> tuple[np.ndarray, np.ndarray]:
@@ -81,12 +100,9 @@ def kth_nearest(a, b, k: int = 1, skip=None) -> tuple[np.ndarray, np.ndarray]:
   return squares, indices
 
 
-def _covered(points, centres, k: int) -> np.ndarray:
+def _covered(points, by: Balls) -> np.ndarray:
   """Equation (2) for each of `points`: [N] bool."""
-  points, which, _ = _distinct(points)
-  _, _, copy = _distinct(centres)
-  centres = centres[copy <= k]  # k + 1 equal ones have the radius 0, and give no other point a further neighbour
-  radii, _ = kth_nearest(centres, centres, k, skip=np.arange(len(centres)))  # squared
+  (centres, radii), (points, which, _) = by, _distinct(points)
   covered = np.empty(len(points), bool)
   (points32, centres32), scale = _prepare(points, centres)
   radii32 = (radii / scale / scale).astype(np.float32)

@@ -11,6 +11,7 @@ from etils import epath
 from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import features as features_lib
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.evaluation import neighbours
 from diffusion_jax.evaluation import statistics as statistics_lib
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.statistics import Statistics
@@ -64,6 +65,11 @@ class RealImages:
   @functools.cached_property
   def features(self) -> np.ndarray:
     return np.concatenate(list(self._chunks()))
+
+  @functools.cached_property
+  def balls(self) -> neighbours.Balls:
+    """Of precision: those of the features, computed once for all that is compared with these images."""
+    return neighbours.balls(self.features, neighbours.NEIGHBOURS)
 
   def _chunks(self) -> Iterator[np.ndarray]:
     for images in chunks_of(self.source):

@@ -22,7 +22,6 @@ from diffusion_jax.evaluation.streaming import Moments
 
 CHUNK = 1024  # images drawn and scored at a time
 STANDARD = 50_000  # images of a published FID
-NEIGHBOURS = 3  # k of precision and recall
 SPLITS = 10  # of the Inception Score
 KID_SUBSET = 1000  # images a subset of KID, at most
 MAX_WIDTH = 8192  # features of a Fréchet distance: its matrices take half a gigabyte each
@@ -122,7 +121,7 @@ class Scorer:
     if "inception_score" in self.metrics:
       out["inception_score"] = inception_score(kept["logits"], SPLITS)[0]
     if {"precision", "recall"} & set(self.metrics):
-      both = neighbours.precision_recall(real.features, kept["features"], NEIGHBOURS)
+      both = neighbours.precision_recall(real.features, kept["features"], neighbours.NEIGHBOURS, lambda: real.balls)
       out |= {name: value for name, value in zip(("precision", "recall"), both) if name in self.metrics}
     if "kernel_distance" in self.metrics:
       size = min(KID_SUBSET, len(kept["features"]), len(real.features))
@@ -146,7 +145,7 @@ class Scorer:
 
 def minimum_images(metrics: Sequence[str]) -> int:
   """The fewest images that all of the metrics are defined for."""
-  need = {"inception_score": SPLITS, "precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1}
+  need = {"inception_score": SPLITS, "precision": neighbours.NEIGHBOURS + 1, "recall": neighbours.NEIGHBOURS + 1}
   return max(need.get(metric, 2) for metric in metrics)
 
 
