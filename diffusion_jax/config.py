@@ -78,6 +78,7 @@ def default() -> ConfigDict:
   c.dual.eps_weight = 1.0  # λ^ε, of the noise head's loss
   c.dual.x_weight = 1.0  # λ^x, of the image head's
   c.dual.mean_weight = 1.0  # λ^μ, of the mixed mean's, from which r alone learns
+  c.dual.relative = False  # L^μ over that of each head alone, so that r learns at all t alike; the paper's does not
   c.dual.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a fourth head learns the reverse variance; .001 in its paper
 
   c.dpdm = ConfigDict()  # method "dpdm": a pupil of init_from; its σ are drawn by the fields of the teacher's method

@@ -148,7 +148,7 @@ class DualTerms(NamedTuple):
 
 
 def dual_terms(
-  process: Gaussian, eps_head: Array, x_head: Array, logit: Array, x0: Array, eps: Array, t, s
+  process: Gaussian, eps_head: Array, x_head: Array, logit: Array, x0: Array, eps: Array, t, s, relative: bool = False
 ) -> DualTerms:
   """The three losses of Dynamic Dual-Output Diffusion, equations (7) to (9), averaged over pixels and channels.
 
@@ -164,6 +164,8 @@ def dual_terms(
     eps: the noise in x_t, [B, H, W, C].
     t: time of the state, scalar or [B].
     s: time of the reverse step's end, scalar or [B], 0 <= s < t.
+    relative: divide L^μ of each image by that of ε_θ alone and of x_θ alone, summed. It has nearly the same best r at
+      each t and weighs all t alike, where a² of (8) falls to 1e-6 at the end of the chain (not in the paper).
   """
   t, s = as_time(t), as_time(s)
   above = process.noise_level(t)
@@ -174,4 +176,7 @@ def dual_terms(
   x_part = like(scale, x0) * jax.lax.stop_gradient(x_error)
   mixed = jax.nn.sigmoid(-logit) * eps_part - jax.nn.sigmoid(logit) * x_part
   mean_square = lambda a: jnp.mean(_pixels(a) ** 2, axis=-1)
-  return DualTerms(mean_square(eps_error), mean_square(x_error), mean_square(mixed))
+  mean = mean_square(mixed)
+  if relative:
+    mean /= jnp.maximum(mean_square(eps_part) + mean_square(x_part), jnp.finfo(mean.dtype).tiny)
+  return DualTerms(mean_square(eps_error), mean_square(x_error), mean)

@@ -8,8 +8,9 @@ in which the last term reaches r_θ alone. The network has 2C + 1 outputs (r = s
 input, and the index t − 1 for its noise embedding, as published networks of these chains have. Sampling sees the pair
 of `parameterization.dual`, in the chain's own process: "linear", DDPM's, T = 1000, or "cosine", iDDPM's, T = 4000. With
 iDDPM's second loss, vlb_weight·T·L_vlb (Nichol & Dhariwal 2021, eq. 16), averaged over pixels as the others are, C more
-outputs learn the variance of the reverse step t -> t − 1. With dual.heads = "eps" the network has ε_θ alone, and is
-DDPM's and DDIM's: the papers' baselines.
+outputs learn the variance of the reverse step t -> t − 1. With dual.relative L^μ weighs all t alike, so that r is
+learned in few updates. With dual.heads = "eps" the network has ε_θ alone, and is DDPM's and DDIM's: the papers'
+baselines.
 """
 
 import functools
@@ -86,7 +87,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     x = chain.perturb(x0, eps, t)
     out = heads({"params": params}, x, t, cond)
     if "x" in out:
-      terms = losses.dual_terms(chain, out["eps"], out["x"], out["r"], x0, eps, t, t - 1)
+      terms = losses.dual_terms(chain, out["eps"], out["x"], out["r"], x0, eps, t, t - 1, setting.relative)
       loss = setting.eps_weight * terms.eps + setting.x_weight * terms.x + setting.mean_weight * terms.mean
       metrics = {"eps_loss": terms.eps, "x_loss": terms.x, "mean_loss": terms.mean, "r": jax.nn.sigmoid(out["r"])}
     else:

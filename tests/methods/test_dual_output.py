@@ -180,6 +180,18 @@ def test_the_closed_form_is_the_printed_loss(name, x64):
   np.testing.assert_allclose(terms.x, square(x0 - x_head), rtol=1e-12)
   printed = square(posterior(x0) - r * posterior(x_head) - (1 - r) * mean_eps)
   np.testing.assert_allclose(terms.mean, printed, rtol=1e-8)
+  alone = square(posterior(x0) - posterior(x_head)) + square(posterior(x0) - mean_eps)
+  relative = losses.dual_terms(p, eps_head, x_head, logit, x0, eps, t, t - 1, relative=True)
+  np.testing.assert_allclose(relative.mean, printed / alone, rtol=1e-7)
+  np.testing.assert_array_equal(relative[:2], terms[:2])
+
+
+def test_a_relative_loss_of_exact_heads_is_nothing():
+  """Both heads right to the last bit: 0, and no NaN in its gradient."""
+  p, (x0, eps) = process.DDPM(), 0.5 * jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 1))
+  loss = lambda logit: jnp.sum(losses.dual_terms(p, eps, x0, logit, x0, eps, 3, 2, relative=True).mean)
+  value, slope = jax.value_and_grad(loss)(jnp.ones((4, 8, 8, 1)))
+  assert value == 0 and not slope.any()
 
 
 def test_each_loss_reaches_its_own_head_of_the_output_layer():
