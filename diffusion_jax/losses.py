@@ -165,7 +165,7 @@ def dual_terms(
     t: time of the state, scalar or [B].
     s: time of the reverse step's end, scalar or [B], 0 <= s < t.
     relative: divide L^μ of each image by that of ε_θ alone and of x_θ alone, summed. It has nearly the same best r at
-      each t and weighs all t alike, where a² of (8) falls to 1e-6 at the end of the chain (not in the paper).
+      each t and weighs all t alike, where a² of (8) falls from 1 to 2e-8 along DDPM's chain (not in the paper).
   """
   t, s = as_time(t), as_time(s)
   above = process.noise_level(t)
