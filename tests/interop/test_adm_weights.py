@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from guided_diffusion import Spec
 
+from diffusion_jax import process
 from diffusion_jax.interop import adm_weights
 from diffusion_jax.nets import unet
 
@@ -44,7 +45,8 @@ IMAGENET_256 = Spec(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), num_classes=1000)
 
 
 @pytest.mark.parametrize("spec, resolution, millions, published", [
-  (IMAGENET_64, 64, 296, (0, True)), (IMAGENET_128, 128, 422, (4, False)), (IMAGENET_256, 256, 554, None)
+  (IMAGENET_64, 64, 296, (0, True, process.Cosine(1000))), (IMAGENET_128, 128, 422, (4, False, process.DDPM())),
+  (IMAGENET_256, 256, 554, None),
 ], ids=["64", "128", "256"])  # fmt: skip
 def test_published_architectures_are_recognised(spec, resolution, millions, published):
   shapes = gd.shapes(spec)
