@@ -38,7 +38,10 @@ def plus_minus(stats: Mapping[str, float]) -> str:
 
 
 def number(value, scale: float | None = None) -> str:
-  """A number to about four digits of `scale` (itself by default), at most four decimals; text stays, None is a dash."""
+  """A number to about four digits of `scale` (itself by default), at most four decimals; text stays, None is a dash.
+
+  From 10,000 on without decimals, in thousands.
+  """
   if value is None:
     return "–"
   if isinstance(value, str | int) or not np.isfinite(value):
@@ -46,8 +49,8 @@ def number(value, scale: float | None = None) -> str:
   if value == 0:
     return "0"
   size = abs(value if scale is None else scale)
-  decimals = 4 if size < 0.1 else 3 if size < 10 else 2 if size < 100 else 1
-  return f"{value:.{decimals}f}"
+  decimals = 4 if size < 0.1 else 3 if size < 10 else 2 if size < 100 else 1 if size < 10_000 else 0
+  return f"{value:,.0f}" if decimals == 0 else f"{value:.{decimals}f}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence]) -> str:

@@ -205,8 +205,8 @@ def test_titles_name_fid_only_where_it_is_fid():
 
 
 def test_numbers_have_four_digits():
-  assert [report.number(v) for v in (1.9712, 12.3456, 321.98, 0.01234, 0.0, 5, None, "x")] == [
-    "1.971", "12.35", "322.0", "0.0123", "0", "5", "–", "x"
+  assert [report.number(v) for v in (1.9712, 12.3456, 321.98, 0.01234, 0.0, 5, None, "x", 3731160.5)] == [
+    "1.971", "12.35", "322.0", "0.0123", "0", "5", "–", "x", "3,731,160"
   ]  # fmt: skip
   stats = {"mean": 0.5, "std": 0.0123, "min": 0.49, "max": 0.52}
   assert report.cell(stats, "frechet") == "0.500 ± 0.012 (0.490)"
