@@ -437,7 +437,8 @@ def test_every_row_of_table_1_can_have_a_pupil(toy_network, row, tmp_path):
   config = toy_config(**fields)
   method = methods.from_config(config)
   assert not any(warm.fit(warm.to_come(teacher), method, config).reasons.values())
-  np.testing.assert_allclose(dpdm.factor_from_config(config)(jnp.array([0.1, 3.0])), 1, rtol=1e-6)
+  weight = methods.from_config(teacher).weight
+  np.testing.assert_allclose(dpdm.factor_from_config(config, weight)(jnp.array([0.1, 3.0])), 1, rtol=1e-6)
   levels = np.asarray(method.times(state.example_keys(jax.random.key(0), 0, jnp.arange(500))))
   known = method.preconditioner
   assert levels.min() >= 0.999 * known.sigma_min and levels.max() <= 1.001 * known.sigma_max
