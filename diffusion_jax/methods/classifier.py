@@ -58,15 +58,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     loss = optax.softmax_cross_entropy_with_integer_labels(out, batch["label"])
     return jnp.mean(loss), {"accuracy": jnp.mean(jnp.argmax(out, axis=1) == batch["label"])}
 
-  def update(state, batch, key):
-    batch = {**batch, "key": state_lib.example_keys(key, state.step, batch["slot"])}
-    scale = update_lib.loss_scale(config.optimizer, state)
-    accumulation = config.train.accumulation
-    (loss, parts), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
-    state, metrics = update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
-    parts = parts if axis_name is None else jax.lax.pmean(parts, axis_name)
-    return state, {**metrics, **parts}
-
+  update = update_lib.of_loss(config, loss_fn, axis_name)
   return base.Method(init, update, None, chain, (), par.Unconditioned(chain), draw_times)
 
 

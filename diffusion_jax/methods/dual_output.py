@@ -98,15 +98,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
       loss += setting.vlb_weight * chain.num_steps * bound
     return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
 
-  def update(state, batch, key):
-    batch = {**batch, "key": state_lib.example_keys(key, state.step, batch["slot"])}
-    scale = update_lib.loss_scale(config.optimizer, state)
-    accumulation = config.train.accumulation
-    (loss, parts), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
-    state, metrics = update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
-    parts = parts if axis_name is None else jax.lax.pmean(parts, axis_name)
-    return state, {**metrics, **parts}
-
+  update = update_lib.of_loss(config, loss_fn, axis_name)
   known = par.Unconditioned(chain)
   # L^ε + L^x as a weight of clean images' errors: ε_θ's error is 1/σ of an image's.
   weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight * (setting.heads == "dual")

@@ -79,13 +79,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
       loss += config.edm.vlb_weight * preconditioner.num_levels * _variational_bound(preconditioner, pred, y, sigma)
     return jnp.mean(loss), {}
 
-  def update(state, batch, key):
-    batch = {**batch, "key": state_lib.example_keys(key, state.step, batch["slot"])}
-    accumulation = config.train.accumulation
-    scale = update_lib.loss_scale(config.optimizer, state)
-    (loss, _), grads = update_lib.value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
-    return update_lib.apply_gradients(config, state, "net", loss, grads, axis_name)
-
+  update = update_lib.of_loss(config, loss_fn, axis_name)
   return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels, weight=weight)
 
 

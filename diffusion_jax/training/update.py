@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax import mesh
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.state import TrainState, example_keys
 from diffusion_jax.types import Array, Params
 
 LOSS_SCALE = "loss_scale"  # beside the roles of opt_state
@@ -122,6 +122,29 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
 def loop_unroll(length: int) -> int:
   """How far to unroll a loop of updates: whole on CPU, where gradient convolutions in a loop are 25–150× slower."""
   return length if mesh.platform() == "cpu" else 1
+
+
+def of_loss(config, loss_fn: Callable, axis_name: str | None) -> Callable:
+  """`Method.update` of a method with one network, "net": one step down the gradient of a loss.
+
+  Args:
+    config: the run's config.
+    loss_fn: (params, batch) -> (mean loss, {name: mean of this device's examples}); batch["key"] holds their keys [B].
+    axis_name: the pmapped axis that holds the other devices' shares of the batch, if there is one.
+
+  Returns:
+    (state, batch, key) -> (state, metrics): those of `apply_gradients`, and the loss's own.
+  """
+
+  def update(state, batch, key):
+    batch = {**batch, "key": example_keys(key, state.step, batch["slot"])}
+    accumulation, scale = config.train.accumulation, loss_scale(config.optimizer, state)
+    (loss, parts), grads = value_and_grad(loss_fn, state.params["net"], batch, accumulation, scale)
+    state, metrics = apply_gradients(config, state, "net", loss, grads, axis_name)
+    parts = parts if axis_name is None else jax.lax.pmean(parts, axis_name)
+    return state, {**metrics, **parts}
+
+  return update
 
 
 def apply_gradients(
