@@ -145,6 +145,7 @@ def default() -> ConfigDict:
   c.sampling.sigma_min_search = False  # by score, not of the published table; of the dpdm grid alone
   c.sampling.sigma_max = 0.0  # 0: the grid's own, 80 for edm
   c.sampling.rho = 7.0  # of the edm grid
+  c.sampling.power = 1.0  # of the decoupled grid: t = (1 − i/n)^power
   c.sampling.churn = 0.0  # S_churn, for euler and heun; with S_tmin, S_tmax, S_noise
   c.sampling.s_min = 0.0
   c.sampling.s_max = 1e6
@@ -171,7 +172,7 @@ _POSITIVE = (
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
   "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
   "train.keep_best", "train.score_images", "train.sample_every", "train.max_skipped", "sampling.num_steps",
-  "sampling.snr", "sampling.rho", "dpdm.score_steps",
+  "sampling.snr", "sampling.rho", "sampling.power", "dpdm.score_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",

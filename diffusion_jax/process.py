@@ -98,6 +98,10 @@ class Process:
     """Image x_0 of the state at t = 0, [B, ...]; the identity but for the sine attenuation."""
     return x
 
+  def polar(self, t) -> tuple[Array, Array]:
+    """r = √(α² + σ²) and θ = arctan(σ/α), in which the flow is nearly a rotation; a decoupled process has α = 1 − t."""
+    raise NotImplementedError
+
   def check_times(self, t):
     """Raises ValueError where the process has no such time; traced ones are not looked at."""
 
@@ -123,6 +127,13 @@ class Gaussian(Process):
 
   def signal(self, clean: Array, t) -> Array:
     return like(self.alpha(as_time(t)), clean) * clean
+
+  def polar(self, t) -> tuple[Array, Array]:
+    return _polar(self.alpha(t), self.sigma(t))
+
+
+def _polar(alpha: Array, sigma: Array) -> tuple[Array, Array]:
+  return jnp.sqrt(alpha**2 + sigma**2), jnp.arctan2(sigma, alpha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,6 +431,9 @@ class Decoupled(Gaussian):
   def sigma(self, t):
     self.check_times(t)
     return jnp.sqrt(as_time(t))
+
+  def polar(self, t):
+    return _polar(1 - as_time(t), self.sigma(t))
 
   def inverse(self, noise_level):
     self._need_gaussian()

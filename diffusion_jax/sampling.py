@@ -126,7 +126,7 @@ def _decoupled(config, own: Process) -> tuple[Process, np.ndarray]:
   _no_range(config)
   if config.process != "own":  # t = 1 has no noise level
     raise wrong("sampling.process", config.process, "must be 'own' for the grid decoupled")
-  return own, times.decoupled_grid(config.num_steps)
+  return own, times.decoupled_grid(config.num_steps, config.power)
 
 
 def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, float]:

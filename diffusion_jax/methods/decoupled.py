@@ -27,7 +27,7 @@ from diffusion_jax.samplers.ancestral import reconstruct
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 
-SAMPLERS = ("decoupled", "ddim", "euler", "heun", "dpdm")
+SAMPLERS = ("decoupled", "ddim", "euler", "heun", "multistep", "dpdm")
 GAUSSIAN_SAMPLERS = ("ddpm", "euler_maruyama", "predictor_corrector")  # with noise levels: the constant attenuation's
 LOSSES = {"l2": losses.squared_error, "l1": losses.absolute_error}
 DECODERS = {"two": {"decoders": 2}, "branch": {"branch": True}, "one": {}}

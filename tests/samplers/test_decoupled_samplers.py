@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from test_decoupled_process import RATES, integral, keys_of, scale_of, split
 
@@ -108,7 +109,7 @@ def test_exact_heads_sample_the_exact_recursion(name, n, x64):
   for t, s in zip(grid[:-1], grid[1:]):
     low, high = (step(name, np.float64(v), *exact(name, np.float64(v), t), t, s, 0.0) for v in (0.0, 1.0))
     mean, variance = (high - low) * mean + low, (high - low) ** 2 * variance + s * (t - s) / t
-  assert abs(mean - M) < 1e-9 and abs(variance - S2) < 0.01
+  assert abs(mean - M) < 1e-9 and abs(variance - S2) < 0.02  # first order in the step
 
 
 def solved(solver, name, grid, x):
@@ -118,7 +119,7 @@ def solved(solver, name, grid, x):
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "quadratic"])
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2), ("ddim", 1)])
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2), ("ddim", 1), ("multistep", 2)])
 def test_orders_of_the_flow_from_one_to_delta(solver, order, name, x64):
   """The flow of normal data keeps (x − mean)/std; its error at δ = .1, of grids of n and 2n steps from t = 1."""
   x, delta = jnp.linspace(-2, 2, 18).reshape(SHAPE), 0.1
@@ -130,6 +131,40 @@ def test_orders_of_the_flow_from_one_to_delta(solver, order, name, x64):
     return np.abs(solved(solver, name, grid, x) - expected).max()
 
   assert abs(np.log2(error(24) / error(48)) - order) < 0.25
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_multistep_is_adams_and_bashforths_rule_in_the_angle(n, x64):
+  """In NumPy for constant h and exact heads: y = x/r, dy/dθ = cos θ·ε̂ − sin θ·x̂_0, θ = arctan(√t/(1 − t))."""
+  x, grid = jax.random.normal(jax.random.key(1), SHAPE, float), times.decoupled_grid(n, power=3)
+  out = samplers.multistep(exact_denoise("constant"), process.Decoupled(), x, grid)
+  x, before = np.asarray(x), None
+  for t, s in zip(grid[:-1], grid[1:]):
+    (phi,), eps = exact("constant", x, t)
+    theta, end = (np.arctan2(np.sqrt(v), 1 - v) for v in (t, s))
+    if s == 0:
+      x = -phi
+      break
+    rate = np.cos(theta) * eps + np.sin(theta) * phi
+    h = end - theta
+    bend = 0 if before is None else h / (2 * (theta - before[0])) * (rate - before[1])
+    before = theta, rate
+    x = np.hypot(1 - s, np.sqrt(s)) * (x / np.hypot(1 - t, np.sqrt(t)) + h * (rate + bend))
+  np.testing.assert_allclose(out, x, rtol=1e-9, atol=1e-9)
+
+
+def test_few_steps_of_the_multistep_rule_on_a_mixture(x64):
+  """The flow of three modes to x_0 in 10 evaluations: a tenth of the error of Heun's and Euler's uniform steps."""
+  p, x = process.Decoupled(), jnp.linspace(-2.5, 2.5, 64).reshape(1, 8, 8, 1)
+  denoise = oracle.scalar_mixture_denoise(p, oracle.MIXTURE)
+  expected = oracle.mixture_flow(oracle.decoupled, oracle.MIXTURE, np.asarray(x).ravel(), 1.0, 1e-6)
+
+  def error(solver, grid):
+    return np.mean(np.abs(np.asarray(getattr(samplers, solver)(denoise, p, x, grid)).ravel() - expected))
+
+  best = error("multistep", times.decoupled_grid(10, power=3))
+  assert best < 0.1 * error("heun", times.decoupled_grid(5)) and best < 0.1 * error("ddim", times.decoupled_grid(10))
+  assert best < 0.3 * error("heun", times.decoupled_grid(5, power=3))
 
 
 def test_the_solvers_end_with_a_transition(x64):
