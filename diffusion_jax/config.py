@@ -152,7 +152,7 @@ def default() -> ConfigDict:
   c.sampling.s_noise = 1.0
   c.sampling.eta = 0.0  # for ddim: 0 deterministic, 1 ancestral
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
-  c.sampling.refit = 0.0  # for decoupled: estimated images are x_t − H_t(φ̂) − √t·ε̂, clipped to [−refit, refit]; 0: not
+  c.sampling.refit = 0.0  # for the sampler decoupled: images are x_t − H_t(φ̂) − √t·ε̂, clipped to [−refit, refit]; 0: not
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
   c.sampling.classifier = ""  # workdir of a run of method classifier, which guides by its gradient
@@ -317,8 +317,6 @@ def _check_ratio(config: ConfigDict):
 
 def _check_decoupled(config: ConfigDict):
   sampling = config.sampling
-  if sampling.refit and sampling.sampler != "decoupled":
-    raise wrong("sampling.refit", sampling.refit, f"must be 0 for the sampler {sampling.sampler}; decoupled refits")
   if config.method != "decoupled" or config.decoupled.attenuation == "constant":
     return
   plain = {"process": "own", "grid": "decoupled", "churn": 0.0, "eta": 0.0, "classifier_scale": 0.0}

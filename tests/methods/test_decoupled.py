@@ -236,7 +236,7 @@ def test_images_are_those_of_the_sampler(method_of, name):
   (dict(decoupled__loss="l3"), r"config.decoupled.loss = 'l3': expected one of l2, l1"),
   (dict(decoupled__decoder="tow"), r"config.decoupled.decoder = 'tow': expected one of two, branch, one"),
   (dict(decoupled__reconstruction_weight=-1.0), r"reconstruction_weight = -1.0: must not be negative"),
-  (dict(sampling__sampler="ddim", sampling__refit=1.0), r"config.sampling.refit = 1.0: must be 0 for the sampler ddim"),
+  (dict(sampling__refit=-1.0), r"config.sampling.refit = -1.0: must not be negative"),
   (dict(decoupled__attenuation="sine", sampling__grid="edm"), r"sampling.grid = 'edm': must be 'decoupled' for .*sine"),
   (dict(decoupled__attenuation="sine", sampling__process="vp"), r"sampling.process = 'vp': must be 'own' for .*'sine'"),
   (dict(decoupled__attenuation="linear", sampling__sampler="ddpm"), r"sampling.sampler = 'ddpm': expected one of dec"),
