@@ -152,7 +152,7 @@ def default() -> ConfigDict:
   c.sampling.s_noise = 1.0
   c.sampling.eta = 0.0  # for ddim: 0 deterministic, 1 ancestral
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
-  c.sampling.refit = 0.0  # for the sampler decoupled: images are x_t − H_t(φ̂) − √t·ε̂, clipped to [−refit, refit]; 0: not
+  c.sampling.refit = 0.0  # for decoupled: images become x_t − H_t(φ̂) − √t·ε̂, clipped to [−refit, refit]; 0: not
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
   c.sampling.classifier = ""  # workdir of a run of method classifier, which guides by its gradient
