@@ -28,8 +28,8 @@ def multistep(
     denoise: the pair of estimates at (x, t).
     process: the process of x and t.
     x: state at grid[0], [B, H, W, C].
-    grid: [N+1] times of `process`, decreasing to 0; for decoupled ones `times.decoupled_grid(N, power=3)` is better
-      than uniform steps by far.
+    grid: [N+1] times of `process`, decreasing to 0; for decoupled ones `times.decoupled_grid(N, power)` with power
+      2 or 3 is better than uniform steps by far.
     keys: unused: nothing is drawn.
     trajectory: also return the states at all grid values.
 

@@ -96,7 +96,7 @@ def test_free_parameters_are_drawn_anew_and_learned(method_of):
   network = Heads(lambda p, x, c: (jnp.zeros((*x.shape[:-1], 3)), 0 * x))
   method, made, _ = method_of(network, decoupled__attenuation="quadratic", decoupled__preconditioned=False)
   y, n = gaussian_images(1000, 0.2, 0.5), 1000 * DIM
-  found = [method.update(made.replace(step=k), batch_of(y), jax.random.key(0))[1] for k in (0, 1)]
+  found = [method.update(made.replace(step=jnp.int32(k)), batch_of(y), jax.random.key(0))[1] for k in (0, 1)]
   expected = 2 + np.mean(y**2) + 1 / 9 + 1 / 4
   for metrics in found:
     assert abs(metrics["phi_loss"] - expected) < 4 * 4 / np.sqrt(n)
