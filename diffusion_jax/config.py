@@ -26,7 +26,7 @@ def of_file(name: str, error: ConfigError) -> ConfigError:
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()
-  c.method = "edm"  # edm, dual_output, dpdm, classifier
+  c.method = "edm"  # edm, dual_output, decoupled, dpdm, classifier
   c.seed = 0  # of everything: initialisation, order of the data, noise
   c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher.
   # dual_output with arch adm also takes OpenAI's guided-diffusion files (.pt)
@@ -81,6 +81,16 @@ def default() -> ConfigDict:
   c.dual.relative = False  # L^μ over that of each head alone, so that r learns at all t alike; the paper's does not
   c.dual.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a fourth head learns the reverse variance; .001 in its paper
 
+  c.decoupled = ConfigDict()  # method "decoupled": heads of φ, by which the image fades to zero, and of noise
+  c.decoupled.attenuation = "constant"  # h_t: constant, linear, quadratic, exponential, sine
+  c.decoupled.clamp = False  # the free parameters of φ to [−1, 1]
+  c.decoupled.decoder = "two"  # two: one for each head; branch: one, and two convolutions for the noise; one: shared
+  c.decoupled.preconditioned = True  # False: heads are taken as they are
+  c.decoupled.weight = "auto"  # of both heads' losses: ones; inverse: 1/t, 1/(1 − t + 1e-4); exponential: e^t, e^(1−t);
+  # auto: inverse, but ones where φ has free parameters
+  c.decoupled.loss = "l2"  # l2, l1
+  c.decoupled.reconstruction_weight = 0.0  # of (1 − t)²·MAE(x̂_0, x_0), x̂_0 = x_t − H_t(φ_θ) − √t·ε_θ; 1 in the code
+
   c.dpdm = ConfigDict()  # method "dpdm": a pupil of init_from; its σ are drawn by the fields of the teacher's method
   c.dpdm.diffusion = "edm"  # the teacher's method: edm, dual_output
   c.dpdm.score_steps = 1  # of the score network, an update; then one of the generator
@@ -93,6 +103,9 @@ def default() -> ConfigDict:
   c.optimizer = ConfigDict()  # Adam
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_images = 10_000_000  # the rate rises linearly over this many images
+  c.optimizer.decay_images = 0  # the rate falls as (1 − seen/decay_images)^decay_power; 0: it does not
+  c.optimizer.decay_power = 0.96
+  c.optimizer.min_learning_rate = 0.0  # that it falls to
   c.optimizer.beta1 = 0.9
   c.optimizer.beta2 = 0.999
   c.optimizer.epsilon = 1e-8
@@ -105,6 +118,7 @@ def default() -> ConfigDict:
   c.ema = ConfigDict()
   c.ema.half_life_images = 500_000
   c.ema.ramp_up = 0.05  # the half-life is at most this share of the images seen; 0 for no ramp
+  c.ema.ramp_power = 0.0  # the decay is at most 1 − (1 + n)^(−ramp_power) after n updates; 0 for no such ramp
 
   c.train = ConfigDict()
   c.train.batch_size = 512  # over all devices of all hosts
@@ -126,18 +140,21 @@ def default() -> ConfigDict:
   c.sampling = ConfigDict()
   c.sampling.sampler = "heun"
   c.sampling.num_steps = 18
-  c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm; of dual_output's times: respaced
+  c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm; of the method's own times: respaced for
+  # dual_output, decoupled for decoupled
   c.sampling.process = "own"  # x_t = s(t)·(x_0 + σ(t)·ε): own, the method's; edm, vp, ve
   c.sampling.sigma_min = 0.0  # 0: the grid's own, .002 for edm
   c.sampling.sigma_min_search = False  # by score, not of the published table; of the dpdm grid alone
   c.sampling.sigma_max = 0.0  # 0: the grid's own, 80 for edm
   c.sampling.rho = 7.0  # of the edm grid
+  c.sampling.power = 1.0  # of the decoupled grid: t = (1 − i/n)^power
   c.sampling.churn = 0.0  # S_churn, for euler and heun; with S_tmin, S_tmax, S_noise
   c.sampling.s_min = 0.0
   c.sampling.s_max = 1e6
   c.sampling.s_noise = 1.0
   c.sampling.eta = 0.0  # for ddim: 0 deterministic, 1 ancestral
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
+  c.sampling.refit = 0.0  # for decoupled: images become x_t − H_t(φ̂) − √t·ε̂, clipped to [−refit, refit]; 0: not
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
   c.sampling.classifier = ""  # workdir of a run of method classifier, which guides by its gradient
@@ -157,14 +174,15 @@ _POSITIVE = (
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
   "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
   "train.keep_best", "train.score_images", "train.sample_every", "train.max_skipped", "sampling.num_steps",
-  "sampling.snr", "sampling.rho", "dpdm.score_steps",
+  "sampling.snr", "sampling.rho", "sampling.power", "dpdm.score_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
   "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
   "sampling.clip", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
-  "optimizer.weight_decay",
+  "optimizer.weight_decay", "optimizer.decay_images", "optimizer.decay_power", "optimizer.min_learning_rate",
+  "ema.ramp_power", "decoupled.reconstruction_weight", "sampling.refit",
 )  # fmt: skip
 
 
@@ -195,6 +213,9 @@ def check(config: ConfigDict, device_count: int | None = None):
   scale = config.optimizer.loss_scale
   if config.optimizer.loss_scale_growth and scale < 1:
     raise wrong("optimizer.loss_scale", scale, "must be at least 1 with loss_scale_growth")
+  if config.optimizer.min_learning_rate > config.optimizer.learning_rate:
+    expected = f"must be at most optimizer.learning_rate ({config.optimizer.learning_rate:g})"
+    raise wrong("optimizer.min_learning_rate", config.optimizer.min_learning_rate, expected)
   if config.network.dtype == "float16" and scale == 1:
     raise wrong("optimizer.loss_scale", scale, "too small for network.dtype = 'float16': 100, or 65536 that grows")
   if config.data.transform:
@@ -249,6 +270,7 @@ def _check_sampling(config: ConfigDict):
       expected = f"needs a network with {part}.vlb_weight > 0, and sampling.process = {process!r}"
       raise wrong("sampling.variance", "learned", expected)
   _check_ratio(config)
+  _check_decoupled(config)
   if sampling.s_max < sampling.s_min:
     raise wrong("sampling.s_max", sampling.s_max, "must be at least sampling.s_min")
   if sampling.eta > 1:
@@ -295,6 +317,17 @@ def _check_ratio(config: ConfigDict):
     raise wrong("sampling.switch", sampling.switch, f"must be at most sampling.num_steps ({sampling.num_steps})")
   if sampling.switch and sampling.ratio != "learned":
     raise wrong("sampling.ratio", sampling.ratio, "must be 'learned' with sampling.switch, which chooses the heads")
+
+
+def _check_decoupled(config: ConfigDict):
+  sampling = config.sampling
+  if config.method != "decoupled" or config.decoupled.attenuation == "constant":
+    return
+  plain = {"process": "own", "grid": "decoupled", "churn": 0.0, "eta": 0.0, "classifier_scale": 0.0}
+  for field, value in plain.items():  # all of them ask for noise levels
+    if sampling[field] != value:
+      expected = f"must be {value!r} for decoupled.attenuation {config.decoupled.attenuation!r}, not a Gaussian process"
+      raise wrong(f"sampling.{field}", sampling[field], expected)
 
 
 def ratios(text: str) -> tuple[float, ...] | None:

@@ -90,7 +90,7 @@ def classifier(denoise: Denoise, log_prob: LogProb, process: Gaussian, scale) ->
     gradient = scale * jax.grad(lambda x: jnp.sum(log_prob(x, asked)))(x)
     alpha, sigma = like(process.alpha(t), x), like(process.sigma(t), x)
     divisor = jnp.maximum(alpha, sigma / MAX_NOISE_LEVEL)
-    clean = process.encode(None, process.decode(pred.clean) + sigma**2 / divisor * gradient)
+    clean = process.recode(pred.clean, process.decode(pred.clean) + sigma**2 / divisor * gradient)
     return pred._replace(clean=clean, eps=pred.eps - sigma * (alpha / divisor) * gradient)
 
   return guided
@@ -134,7 +134,7 @@ def threshold(denoise: Denoise, process: Process, limit) -> Denoise:
 
   def clipped(x, t):
     pred = denoise(x, t)
-    clean = process.encode(None, jnp.clip(process.decode(pred.clean), -limit, limit))
+    clean = process.recode(pred.clean, jnp.clip(process.decode(pred.clean), -limit, limit))
     moved = process.signal(pred.clean, t) - process.signal(clean, t)
     return pred._replace(clean=clean, eps=pred.eps + moved / like(process.sigma(as_time(t)), x))
 

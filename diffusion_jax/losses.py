@@ -12,12 +12,16 @@
             L^μ = ‖μ̃ − r·μ_x − (1 − r)·μ_ε‖² = a²‖x_0 − x̂_0‖²,  a = α_s(1 − r_ts²)        (8)
             x_0 − x̂_0 = r·(x_0 − x_θ) + (1 − r)·n_t·(ε_θ − ε)                            (9)
 
+    DDM:    λ_1·‖φ_θ − φ‖² + λ_2·‖ε_θ − ε‖²;  (λ_1, λ_2) = (1, 1), (1/t, 1/(1 − t + 10⁻⁴)), (e^t, e^(1−t))
+                                                                                        (10)
+
 n = σ/α is the noise level, r_ts the r of (3). In (8) and (9) only r, the network's third head, learns. Distances are
-summed over pixels and channels, as in the papers, but in (7), where they are averaged; the mean over the batch is taken
-once, in training. Sources: Karras et al. 2022; Nichol & Dhariwal 2021, eq. 15, 16; (6) from Ho et al. 2020; (7) to (9)
-from Benny & Wolf 2022, eq. 17 to 20.
+summed over pixels and channels, as in the papers, but in (7) and (10), where they are averaged; the mean over the batch
+is taken once, in training. Sources: Karras et al. 2022; Nichol & Dhariwal 2021, eq. 15, 16; (6) from Ho et al. 2020;
+(7) to (9) from Benny & Wolf 2022, eq. 17 to 20; (10) from Huang et al., eq. 10 and Table 5.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -180,3 +184,32 @@ def dual_terms(
   if relative:
     mean /= jnp.maximum(mean_square(eps_part) + mean_square(x_part), jnp.finfo(mean.dtype).tiny)
   return DualTerms(mean_square(eps_error), mean_square(x_error), mean)
+
+
+DECOUPLED_WEIGHTS = {
+  "ones": lambda t: (jnp.ones_like(t), jnp.ones_like(t)),
+  "inverse": lambda t: (1 / t, 1 / (1 - t + 1e-4)),
+  "exponential": lambda t: (jnp.exp(t), jnp.exp(1 - t)),
+}  # (λ_1, λ_2) of equation (10), of t's shape
+
+
+class DecoupledTerms(NamedTuple):
+  """Both parts of equation (10) before their weights, each [B]."""
+
+  phi: Array
+  eps: Array
+
+
+def decoupled_terms(
+  phi_head: Array, eps_head: Array, phi: Array, eps: Array, distance: Callable = squared_error
+) -> DecoupledTerms:
+  """The losses of Decoupled Diffusion Models, equation (10), over the number of values in an image.
+
+  Args:
+    phi_head: φ_θ [B, H, W, k·C].
+    eps_head: ε_θ [B, H, W, C].
+    phi: φ, of φ_θ's shape.
+    eps: the noise in x_t, of ε_θ's shape.
+    distance: squared_error, the paper's ℓ2, or absolute_error, its ℓ1.
+  """
+  return DecoupledTerms(distance(phi_head, phi) / eps[0].size, distance(eps_head, eps) / eps[0].size)

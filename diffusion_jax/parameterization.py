@@ -15,6 +15,14 @@ or from three heads, of noise, image and which of them to trust (Dynamic Dual-Ou
 
     ĉ = r·x_θ + (1 − r)·(x − σε_θ)/α     ε̂ = r·(x − αx_θ)/σ + (1 − r)·ε_θ               (6)
 
+or from two heads, of φ's parameters and of noise, for the states of a decoupled process (Huang et al.), taken as they
+are or, with preconditioning, by
+
+    φ̂ = (F_φ, …, F_φ, (t − 1)·x + t/√(1 + t)·F_φ)   ε̂ = √t·x + √((1 − t)/(1 + t))·F_ε
+    F_φ, F_ε = F(x/√(1 + t); ln t)                                                      (7)
+
+in which the last of φ's parameters, −x_0 and more, is alone in having a skip. They need not agree.
+
 Mixing the two images is mixing the two means of any reverse step, DDPM's or DDIM's, since these are affine in ĉ. In (5)
 e_skip and e_out are written out without the cancellation of 1 − c_skip at small σ. A preconditioner knows the noise
 levels that its networks are trained on; a σ beyond them is moved to the nearest.
@@ -100,6 +108,42 @@ def dual(
   clean = r * x0 + rest * (x - sigma * eps) / divisor
   noise = r * (x - alpha * x0) / sigma + rest * (share * eps + (1 - share) * x / sigma)
   return Prediction(process.encode(None, clean), noise, log_variance)
+
+
+DECOUPLED_T_MIN = 1e-4  # the least t that networks of decoupled processes are trained on
+
+
+def decoupled(
+  network: Callable[[Array, Array], tuple[Array, Array]], process: process_lib.Decoupled, preconditioned: bool = True
+) -> Denoise:
+  """Wraps a network with heads of φ and ε into a Denoise of a decoupled process, equation (7).
+
+  Args:
+    network: (c_in·x [B, H, W, C], c_noise [B]) -> F_φ [B, H, W, k·C], F_ε [B, H, W, C].
+    process: whose φ the first head is; the sine's one parameter has no skip either, not being of the image's size.
+    preconditioned: False takes F as the pair and gives the network x as it is, with c_noise the same.
+
+  Returns:
+    denoise(x, t) with t a scalar or [B] in (0, 1]; c_noise is that of DECOUPLED_T_MIN below it. Scalings are in x's
+    precision (float32 at least), whatever the network computes in.
+  """
+
+  def denoise(x, t):
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    process.check_times(t)
+    t = jnp.broadcast_to(process_lib.as_time(t), x.shape[:1]).astype(x.dtype)
+    c_noise = jnp.log(jnp.maximum(t, DECOUPLED_T_MIN))
+    t = like(t, x)
+    phi, eps = network(x / jnp.sqrt(1 + t) if preconditioned else x, c_noise)
+    phi, eps = phi.astype(x.dtype), eps.astype(x.dtype)
+    if preconditioned:
+      eps = jnp.sqrt(t) * x + jnp.sqrt((1 - t) / (1 + t)) * eps
+      if process.attenuation != "sine":
+        free, last = jnp.split(phi, [phi.shape[-1] - x.shape[-1]], -1)
+        phi = jnp.concatenate([free, (t - 1) * x + t / jnp.sqrt(1 + t) * last], -1)
+    return Prediction(phi, eps)
+
+  return denoise
 
 
 class Coefficients(NamedTuple):

@@ -162,6 +162,29 @@ def set_dual(config: ConfigDict, process: str, vlb_weight: float = 0.0):
   config.sampling.update(sampler="ddim", grid="respaced", num_steps=10)
 
 
+ATTENUATIONS = ("constant", "linear", "quadratic", "exponential", "sine")
+
+
+def set_decoupled(config: ConfigDict, attenuation: str, end_rate: float = 0.1):
+  """Puts a decoupled process into a config, sampled by Algorithm 2 in 10 uniform steps, with the code's refit.
+
+  The rate falls to `end_rate` of itself over the run's images as they are now, from the first on; AdamW with the
+  published code's weight decay .01 and clipping at 1.
+
+  Args:
+    config: changed in place.
+    attenuation: h_t, one of ATTENUATIONS.
+    end_rate: least learning rate as a share of the first.
+  """
+  config.method = "decoupled"
+  config.decoupled.attenuation = attenuation
+  optimizer = config.optimizer
+  optimizer.update(warmup_images=0, clip_norm=1.0, weight_decay=0.01)
+  optimizer.decay_images = config.train.num_steps * config.train.batch_size
+  optimizer.min_learning_rate = end_rate * optimizer.learning_rate
+  config.sampling.update(sampler="decoupled", grid="decoupled", num_steps=10, refit=1.0)
+
+
 def set_classifier(config: ConfigDict, process: str):
   """Makes a config that of a classifier of noisy images.
 

@@ -4,6 +4,7 @@
     dx/dt = ∂m/∂t(ĉ, t) + σ'(t)·ε̂                                                       (2)
     Gaussian:    c = x_0,  m(x_0, t) = α(t)·x_0;   noise level σ(t)/α(t) (EDM's σ)      (3)
     Decoupled:   c = φ,    m(φ, t) = H_t(φ) − H_1(φ),  H_t = ∫_0^t h,  x_0 = −H_1(φ)    (4)
+                           m(φ, t) = −(1 − t)·(mean of h over [t, 1])                   (5)
 
 A process is a frozen, hashable dataclass of numbers; its methods are pure functions of t, a scalar or [B], and of
 images [B, H, W, C]. Derivatives in t come from automatic differentiation of m and σ.
@@ -15,6 +16,8 @@ Huang et al., Decoupled Diffusion Models.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,9 @@ import numpy as np
 from diffusion_jax.types import Array, Denoise, Key, Prediction, like, normal
 
 MAX_NOISE_LEVEL = 1e6  # stands for the infinite noise level at α = 0; its signal is below float32's resolution
-_PRIOR_STREAM = 2**31 - 1  # the prior's draw of an image; samplers number theirs 0, 1, 2, …
+# Draws of an image, by `types.normal`; samplers number theirs 0, 1, 2, …
+_PRIOR_STREAM = 2**31 - 1
+_FREE_STREAM = 2**31 - 2  # φ's free parameters
 
 
 def as_time(t) -> Array:
@@ -84,6 +89,22 @@ class Process:
     """Image x_0 of a clean component c; the identity unless decoupled."""
     return clean
 
+  def recode(self, clean: Array, x0: Array) -> Array:
+    """The clean component of images x_0 that has the free parameters of `clean`, where there are any."""
+    del clean
+    return self.encode(None, x0)
+
+  def image(self, x: Array) -> Array:
+    """Image x_0 of the state at t = 0, [B, ...]; the identity but for the sine attenuation."""
+    return x
+
+  def polar(self, t) -> tuple[Array, Array]:
+    """r = √(α² + σ²) and θ = arctan(σ/α), in which the flow is nearly a rotation; a decoupled process has α = 1 − t."""
+    raise NotImplementedError
+
+  def check_times(self, t):
+    """Raises ValueError where the process has no such time; traced ones are not looked at."""
+
 
 class Gaussian(Process):
   """Processes with m(x_0, t) = α(t)·x_0, equation (3)."""
@@ -106,6 +127,13 @@ class Gaussian(Process):
 
   def signal(self, clean: Array, t) -> Array:
     return like(self.alpha(as_time(t)), clean) * clean
+
+  def polar(self, t) -> tuple[Array, Array]:
+    return _polar(self.alpha(t), self.sigma(t))
+
+
+def _polar(alpha: Array, sigma: Array) -> tuple[Array, Array]:
+  return jnp.sqrt(alpha**2 + sigma**2), jnp.arctan2(sigma, alpha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,43 +281,209 @@ class Cosine(Discrete):
     return np.exp(np.cumsum(np.log1p(-np.minimum(1 - f[1:] / f[:-1], self.max_beta))))
 
 
+def _expm1_ratio(z: Array) -> Array:
+  """(e^z − 1)/z, 1 at z = 0, with the digits of its derivative."""
+  small = jnp.abs(z) < 0.02
+  series = 1.0
+  for k in (6, 5, 4, 3, 2):
+    series = 1 + z / k * series
+  safe = jnp.where(small, 1, z)
+  return jnp.where(small, series, jnp.expm1(safe) / safe)
+
+
+def _sinc(z: Array) -> Array:
+  """sin(z)/z, 1 at z = 0, with the digits of its derivative."""
+  small = jnp.abs(z) < 0.1
+  series = 1.0
+  for k in (8, 6, 4, 2):
+    series = 1 - z**2 / (k * (k + 1)) * series
+  safe = jnp.where(small, 1, z)
+  return jnp.where(small, series, jnp.sin(safe) / safe)
+
+
+# Means of h over [t, 1] by equation (5): `part` are φ's parameters, each of the images' shape.
+
+
+def _constant(part, t):
+  (c,) = part
+  return c
+
+
+def _linear(part, t):
+  a, c = part
+  return 0.5 * a * (1 + t) + c
+
+
+def _quadratic(part, t):
+  a, b, c = part
+  return a * (1 + t + t**2) / 3 + 0.5 * b * (1 + t) + c
+
+
+def _exponential(part, t):
+  a, c = part
+  return jnp.exp(a * t) * _expm1_ratio(a * (1 - t)) + c
+
+
+def _sine(part, t):
+  (a,) = part  # (cos at − cos a)/a, as a product
+  return 0.5 * a * (1 + t) * _sinc(0.5 * a * (1 + t)) * _sinc(0.5 * a * (1 - t))
+
+
+SINE_SCALE = 0.72  # (1 − cos a)/a stays below .7246: the states of the sine attenuation are those of .72·x_0
+_SINE_END = 2.331122370414423  # where it is largest
+
+
+def _solve_sine(x0: Array) -> Array:
+  """The a in [−2.331, 2.331] with (1 − cos a)/a = −.72·x_0, for x_0 clipped to [−1, 1]; differentiable."""
+  wanted = -SINE_SCALE * jnp.clip(x0, -1, 1)
+  rise = lambda a: _sine((a,), 0.0)
+  half, sign = jax.lax.stop_gradient(jnp.abs(wanted)), jnp.sign(wanted)
+
+  def bisect(_, bounds):
+    low, high = bounds
+    middle = 0.5 * (low + high)
+    below = rise(middle) < half
+    return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+  low, high = jax.lax.fori_loop(0, 24, bisect, (jnp.zeros_like(half), jnp.full_like(half, _SINE_END)))
+  a = sign * 0.5 * (low + high)
+  for _ in range(3):  # Newton's steps; the last also carries the derivative of a by x_0
+    a = jax.lax.stop_gradient(a)
+    value, slope = jax.jvp(rise, (a,), (jnp.ones_like(a),))
+    a = a - (value - wanted) / slope
+  return a
+
+
+class _Attenuation(NamedTuple):
+  """An h_t: its mean over [t, 1], and the number of φ's parameters, all but the last of them free (sine: none is)."""
+
+  mean: Callable[[tuple[Array, ...], Array], Array]
+  size: int
+
+
+ATTENUATIONS = {
+  "constant": _Attenuation(_constant, 1),
+  "linear": _Attenuation(_linear, 2),
+  "quadratic": _Attenuation(_quadratic, 3),
+  "exponential": _Attenuation(_exponential, 2),
+  "sine": _Attenuation(_sine, 1),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoupled(Gaussian):
-  """Image to zero, zero to noise: x_t = x_0 + H_t(φ) + √t·ε, t in [0, 1] (Huang et al., eq. 4 above).
+  """Image to zero, zero to noise: x_t = x_0 + H_t(φ) + √t·ε, t in [0, 1] (Huang et al.; equations (4) and (5) above).
 
-  With the constant attenuation h_t = c the clean component is φ = c = −x_0, so that m(φ, t) = (1 − t)·x_0.
+      attenuation    h_t               φ          solved from x_0 + H_1 = 0
+      constant       c                 c          c = −x_0: m(φ, t) = (1 − t)·x_0, a Gaussian process
+      linear         at + c            a, c       c = −x_0 − a/2
+      quadratic      at² + bt + c      a, b, c    c = −x_0 − a/3 − b/2
+      exponential    e^{at} + c        a, c       c = −x_0 − (e^a − 1)/a
+      sine           sin(at)           a          (1 − cos a)/a = −.72·x_0,  |a| ≤ 2.331
+
+  The clean component φ of images [B, H, W, C] is [B, H, W, k·C]: its k parameters one after another, each with C
+  channels. All but the last are free, drawn from N(0, 1). Sine reaches |x_0| ≤ .7246 only, so that its states are those
+  of .72·x_0 (`image` divides by it, as samplers do at the end); images are clipped to [−1, 1].
+
+  Only "constant" has an α(t), hence noise levels and their inverse: others are no Gaussian processes, and their states
+  are not those of one with other numbers. Times that are known before compilation must be in [0, 1].
 
   Raises:
-    ValueError: the attenuation is unknown.
+    ValueError: the attenuation is unknown, a time is not in [0, 1], or α, a noise level or its inverse is asked for
+      and the attenuation is not constant.
   """
 
   attenuation: str = "constant"
+  clamp: bool = False  # free parameters to [−1, 1], as the published code has it for the linear attenuation
 
   jumps_to_zero = True
 
   def __post_init__(self):
-    if self.attenuation != "constant":
-      raise ValueError(f"attenuation must be 'constant', got {self.attenuation!r}")
+    if self.attenuation not in ATTENUATIONS:
+      names = ", ".join(repr(name) for name in ATTENUATIONS)
+      raise ValueError(f"attenuation must be one of {names}, got {self.attenuation!r}")
+
+  @property
+  def parameters(self) -> int:
+    """k, the number of φ's parameters: φ has k times the channels of an image."""
+    return ATTENUATIONS[self.attenuation].size
+
+  @property
+  def is_gaussian(self) -> bool:
+    """Whether m(φ, t) = α(t)·x_0."""
+    return self.attenuation == "constant"
+
+  def check_times(self, t):
+    if not isinstance(t, jax.core.Tracer):
+      t = np.asarray(t)
+      if not np.all((t >= 0) & (t <= 1)):  # NaN is neither
+        raise ValueError(f"t of a decoupled process must be in [0, 1], got {t}")
+
+  def _need_gaussian(self):
+    if not self.is_gaussian:
+      expected = "its signal is not α(t)·x_0; only 'constant' has an alpha, a noise level and its inverse"
+      raise ValueError(f"Decoupled({self.attenuation!r}) is not a Gaussian process: {expected}")
 
   def alpha(self, t):
+    self._need_gaussian()
     return 1 - as_time(t)
 
   def sigma(self, t):
+    self.check_times(t)
     return jnp.sqrt(as_time(t))
 
-  def signal(self, clean, t):
-    return -like(self.alpha(t), clean) * clean
+  def polar(self, t):
+    return _polar(1 - as_time(t), self.sigma(t))
 
   def inverse(self, noise_level):
+    self._need_gaussian()
     n = jnp.minimum(as_time(noise_level), MAX_NOISE_LEVEL)  # √t/(1−t) = n, solved for √t
     return (2 * n / (1 + jnp.sqrt(1 + 4 * n**2))) ** 2
 
+  def velocity(self, pred, t):
+    self.check_times(t)
+    return super().velocity(pred, t)
+
+  def signal(self, clean, t):
+    """m(φ, t) by equation (5), [B, H, W, C]: x_0 at t = 0 (.72·x_0 of the sine), exactly 0 at t = 1."""
+    self.check_times(t)
+    t = like(as_time(t), clean)
+    return -(1 - t) * self._mean(clean, t)
+
+  def _mean(self, clean: Array, t) -> Array:
+    mean, size = ATTENUATIONS[self.attenuation]
+    if size > 1 and (clean.ndim == 0 or clean.shape[-1] % size):
+      raise ValueError(f"clean must have {size} times the channels of an image, got shape {list(clean.shape)}")
+    return mean(jnp.split(clean, size, -1) if size > 1 else (clean,), t)
+
   def encode(self, keys, x0):
-    del keys  # no free parameters
-    return -x0
+    """φ of images x_0 [B, H, W, C], [B, H, W, k·C]; `keys` [B] draw its free parameters, where it has any."""
+    free = (self.parameters - 1) * jnp.shape(x0)[-1] if self.parameters > 1 else 0
+    if not free:
+      return self._solved((), x0)
+    if keys is None:
+      raise ValueError(f"encode draws φ of Decoupled({self.attenuation!r}): keys must hold one key an image, got None")
+    drawn = normal(keys, _FREE_STREAM, (*x0.shape[1:-1], free), x0.dtype)
+    drawn = jnp.clip(drawn, -1, 1) if self.clamp else drawn
+    return self._solved(jnp.split(drawn, self.parameters - 1, -1), x0)
+
+  def recode(self, clean, x0):
+    return self._solved(jnp.split(clean, self.parameters, -1)[:-1] if self.parameters > 1 else (), x0)
+
+  def _solved(self, free, x0: Array) -> Array:
+    """φ with the last parameter solved from x_0 + H_1(φ) = 0."""
+    if self.attenuation == "sine":
+      return _solve_sine(x0)
+    if not len(free):
+      return -x0
+    rest = ATTENUATIONS[self.attenuation].mean((*free, 0.0), 0.0)  # H_1 but for the c that is added to it
+    return jnp.concatenate([*free, -x0 - rest], -1)
 
   def decode(self, clean):
-    return -clean
+    return self.image(-self._mean(clean, 0.0))
+
+  def image(self, x):
+    return x / SINE_SCALE if self.attenuation == "sine" else x
 
 
 def reframe(denoise: Denoise, source: Gaussian, target: Gaussian) -> Denoise:

@@ -43,14 +43,18 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
   The range is the config's or else the grid's own, within what the network was trained on: a range that was asked for
   is clamped to it with a warning. VP's β_d and β_min are solved anew, so that its noise level has this range. Where
   networks know only a table of noise levels (iDDPM), the grid takes the nearest; levels that coincide become one. The
-  grid "respaced" is made of the method's own t, and has no range to choose.
+  grids "respaced" and "decoupled" are made of the method's own t, and have no range to choose.
 
   Raises:
     ConfigError: there is no such grid or process, or no such grid with this range and number of steps.
   """
-  choose("sampling.grid", config.grid, (*_RANGES, "respaced"))
+  choose("sampling.grid", config.grid, (*_RANGES, "respaced", "decoupled"))
   if config.grid == "respaced":
     return _respaced(config, method.process)
+  if config.grid == "decoupled":
+    return _decoupled(config, method.process)
+  if isinstance(method.process, process_lib.Decoupled) and not method.process.is_gaussian:
+    raise wrong("sampling.grid", config.grid, f"must be 'decoupled': {method.process.attenuation} has no noise levels")
   lo, hi = _range(config, method.preconditioner)
   vp = process_lib.VP.from_range(lo, hi)
   if "vp" in (config.grid, config.process) and vp.beta_d + vp.beta_min < 0:
@@ -76,13 +80,14 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
 def with_sampler(config, name: str):
   """A copy of a run's config with another sampler, on a grid that goes with it.
 
-  The DPDM sampler takes DPDM's grid, and others take EDM's in place of DPDM's. The run's own sampler leaves all as it
-  is, and what config.sampling has of num_steps, sigma_min and the rest stays in any case.
+  The DPDM sampler takes DPDM's grid (but in place of a decoupled one), and others take EDM's in place of DPDM's. The
+  run's own sampler leaves all as it is, and what config.sampling has of num_steps, sigma_min and the rest stays in any
+  case.
   """
   config = config.copy_and_resolve_references()
   if name != config.sampling.sampler:
     config.sampling.sampler = name
-    if name == "dpdm":
+    if name == "dpdm" and config.sampling.grid != "decoupled":
       config.sampling.grid = "dpdm"
     elif config.sampling.grid == "dpdm":
       config.sampling.grid = "edm"
@@ -98,9 +103,7 @@ def _respaced(config, chain: Process) -> tuple[Process, np.ndarray]:
   """`schedule_of` for the grid "respaced"; a process other than the chain has the same noise levels."""
   if not isinstance(chain, process_lib.Discrete):
     raise wrong("sampling.grid", "respaced", "needs a method whose process is a chain t = 1, ..., T: dual_output")
-  for name in ("sigma_min", "sigma_max"):
-    if config[name]:
-      raise wrong(f"sampling.{name}", config[name], "must be 0 for the grid respaced, which is one of times")
+  _no_range(config)
   try:
     grid = times.respaced(chain.num_steps, config.num_steps)
   except ValueError as error:
@@ -108,6 +111,22 @@ def _respaced(config, chain: Process) -> tuple[Process, np.ndarray]:
   known = par.Unconditioned(chain)
   process = _process(config, chain, process_lib.VP.from_range(known.sigma_min, known.sigma_max))
   return process, grid if process == chain else np.asarray(process.inverse(chain.noise_level(grid)))
+
+
+def _no_range(config):
+  for name in ("sigma_min", "sigma_max"):
+    if config[name]:
+      raise wrong(f"sampling.{name}", config[name], f"must be 0 for the grid {config.grid}, which is one of times")
+
+
+def _decoupled(config, own: Process) -> tuple[Process, np.ndarray]:
+  """`schedule_of` for the grid "decoupled": uniform steps of t from 1."""
+  if not isinstance(own, process_lib.Decoupled):
+    raise wrong("sampling.grid", "decoupled", "needs a method whose process is decoupled")
+  _no_range(config)
+  if config.process != "own":  # t = 1 has no noise level
+    raise wrong("sampling.process", config.process, "must be 'own' for the grid decoupled")
+  return own, times.decoupled_grid(config.num_steps, config.power)
 
 
 def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, float]:
@@ -139,6 +158,8 @@ def options_of(config, method: Method) -> dict:
     return {"variance": config.variance}
   if config.sampler == "predictor_corrector":
     return {"snr": config.snr}
+  if config.sampler == "decoupled":
+    return {"refit": config.refit} if config.refit else {}
   return {"eta": config.eta} if config.eta else {}
 
 

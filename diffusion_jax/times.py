@@ -130,10 +130,15 @@ def respaced(num_steps: int, n: int) -> np.ndarray:
   return np.round(num_steps * (1 - np.arange(n + 1) / n))
 
 
-def decoupled_grid(n: int) -> np.ndarray:
-  """Times 1 − i/n, i = 0..n, of a decoupled process; [n+1], ends with 0."""
+def decoupled_grid(n: int, power: float = 1.0) -> np.ndarray:
+  """Times (1 − i/n)^power, i = 0..n, of a decoupled process; [n+1], ends with 0. The paper's steps are uniform.
+
+  With power 2 the steps are uniform in the noise's standard deviation √t; more of them are small at the end.
+  """
   _fractions(n)
-  return 1 - np.arange(n + 1) / n
+  if not 0 < power < np.inf:
+    raise ValueError(f"power must be positive, got {power}")
+  return (1 - np.arange(n + 1) / n) ** power
 
 
 def pad(grid, max_steps: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.training import checkpoint, start, warm
 
 ROOT = Path(__file__).parents[1] / "configs"
+_ATTENUATIONS = ["constant", "linear", "quadratic", "exponential", "sine"]
 _LETTERS = [f"{network}-{letter}" for network in ("vp", "ve") for letter in "ABCDEF"]
 # What may follow the colon of --config=FILE:ROW.
 ROWS = {
@@ -27,6 +28,9 @@ ROWS = {
   "dual_cifar10": ["linear", "cosine"],
   "dual_digits": ["linear", "cosine"],
   "classifier_digits": ["linear", "cosine"],
+  "ddm_cifar10": _ATTENUATIONS,
+  "ddm_digits": _ATTENUATIONS,
+  "ddm_photos": _ATTENUATIONS,
   "edm_ffhq64": _LETTERS,
   "edm_afhqv2_64": _LETTERS,
   "ablations/table1_digits": ["vp", "ve", "ve100", "iddpm", "edm", "iddpm_vlb"],

@@ -98,8 +98,6 @@ def test_decoupled_signal_is_zero_at_one_and_the_image_at_zero():
   p, x0 = process.Decoupled(), jnp.linspace(-1, 1, 9).reshape(1, 3, 3, 1)
   np.testing.assert_array_equal(p.signal(p.encode(None, x0), 1.0), 0 * x0)
   np.testing.assert_array_equal(p.signal(p.encode(None, x0), 0.0), x0)
-  with pytest.raises(ValueError, match="attenuation must be 'constant', got 'cubic'"):
-    process.Decoupled("cubic")
 
 
 @pytest.mark.parametrize("source", PROCESSES)

@@ -48,6 +48,7 @@ def test_time_grids():
   np.testing.assert_array_equal(times.respaced(1000, 5), [1000, 800, 600, 400, 200, 0])
   np.testing.assert_array_equal(times.respaced(4000, 3), [4000, 2667, 1333, 0])
   np.testing.assert_allclose(times.decoupled_grid(4), [1, 0.75, 0.5, 0.25, 0])
+  np.testing.assert_allclose(times.decoupled_grid(4, power=2), [1, 0.75**2, 0.25, 0.0625, 0])
   assert np.all(np.diff(times.respaced(1000, 999)) < 0)
 
 
@@ -61,6 +62,7 @@ def test_pad_repeats_the_last_positive_level():
   (lambda: times.edm_grid(2.5), "whole number"),
   (lambda: times.edm_grid(5, 2.0, 1.0), "0 < sigma_min <= sigma_max, got 2.0 and 1.0"),
   (lambda: times.edm_grid(5, rho=0), "rho must be positive, got 0"),
+  (lambda: times.decoupled_grid(4, 0.0), "power must be positive, got 0.0"),
   (lambda: times.respaced(10, 11), "n = 11 steps of a chain of 10"),
   (lambda: times.iddpm_grid(2000), "levels in .* got n = 2000"),
   (lambda: times.pad(np.ones(5), 3), "does not fit max_steps = 3"),

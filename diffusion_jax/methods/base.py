@@ -45,8 +45,10 @@ class Method(NamedTuple):
   weight: Callable | None = None
 
 
-def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: int = 1) -> unet.UNet:
-  """The U-Net of config.network with the given heads.
+def network_from_config(
+  config, heads: tuple[tuple[str, int], ...], decoders: int = 1, branch: bool = False
+) -> unet.UNet:
+  """The U-Net of config.network with the given heads; `decoders` and `branch` are the U-Net's.
 
   Raises:
     ConfigError: the network cannot be built.
@@ -58,6 +60,7 @@ def network_from_config(config, heads: tuple[tuple[str, int], ...], decoders: in
     return make(
       heads=heads,
       decoders=decoders,
+      branch=branch,
       resolution=config.data.resolution,
       num_classes=config.data.num_classes,
       augment_dim=augment.NUM_LABELS if config.data.augment else 0,

@@ -1,4 +1,5 @@
-"""One U-Net: DDPM++, NCSN++ and ADM are settings of it; a second decoder and named heads serve every method.
+"""One U-Net: DDPM++, NCSN++ and ADM are settings of it; a second decoder, or a branch, and named heads serve every
+method.
 
     emb = silu(L_1 silu(L_0 embed(c_noise)))                      plus labels and augmentation, where the style says
     h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x) + affine(emb)))                        Song et al. 2021   (1)
@@ -134,6 +135,8 @@ class UNet(nn.Module):
   Attributes:
     heads: pairs (name, channels). One decoder's output channels are split among them in order.
     decoders: 1, or len(heads): each head then has a complete decoder of its own over the shared encoder.
+    branch: the last head comes from a branch of two 3×3 convolutions over the features before the one decoder's output
+      layers, which put out the others (Huang et al., Table 5).
     resolution: height and width of the images.
     channels: base width; level i has channels·channel_mult[i] at resolution/2^i.
     num_blocks: blocks an encoder level; a decoder level has one more.
@@ -156,6 +159,7 @@ class UNet(nn.Module):
 
   heads: tuple[tuple[str, int], ...] = (("out", 3),)
   decoders: int = 1
+  branch: bool = False
   resolution: int = 32
   channels: int = 128
   channel_mult: tuple[int, ...] = (2, 2, 2)
@@ -217,11 +221,15 @@ class UNet(nn.Module):
     skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys)
     if self.decoders > 1:
       return {name: self._decode(skips, emb, dropout_keys, width, f"{name}_") for name, width in self.heads}
-    out = self._decode(skips, emb, dropout_keys, sum(width for _, width in self.heads))
+    shared = self.heads[:-1] if self.branch else self.heads
     heads, start = {}, 0
-    for name, width in self.heads:
+    out, x = self._decode(skips, emb, dropout_keys, sum(width for _, width in shared), features=True)
+    for name, width in shared:
       heads[name] = out[..., start : start + width]
       start += width
+    if self.branch:
+      name, width = self.heads[-1]
+      heads[name] = self._branch(x, name, width)
     return heads
 
   def _checked(self, x: Array, c_noise: Array, dropout_keys: Key | None) -> Array:
@@ -283,8 +291,13 @@ class UNet(nn.Module):
     x = self._block(x.shape[-1], f"dec_{head}{size}x{size}_in0", attend=True)(x, emb, keys)
     return self._block(x.shape[-1], f"dec_{head}{size}x{size}_in1")(x, emb, keys)
 
-  def _decode(self, skips: list[Array], emb: Array, keys: Key | None, width: int, head: str = "") -> Array:
-    """One decoder, [B, H, W, width] in float32; `head` tells its names from another decoder's."""
+  def _decode(
+    self, skips: list[Array], emb: Array, keys: Key | None, width: int, head: str = "", features: bool = False
+  ) -> Array | tuple[Array, Array]:
+    """One decoder, [B, H, W, width] in float32; `head` tells its names from another decoder's.
+
+    With `features` also what its last output layers are given, [B, H, W, channels·channel_mult[0]].
+    """
     skips, lowest, out = list(skips), len(self.channel_mult) - 1, None
     x = skips[-1]
     for level in range(lowest, -1, -1):
@@ -305,7 +318,14 @@ class UNet(nn.Module):
         y = nn.silu(GroupNorm(self.block.eps, name=f"{name}_norm")(x))
         y = Conv(width, self.block.init_zero, name=f"{name}_conv")(y)
         out = y if out is None else y + layers.upsample(out, self.resample_filter)
-    return out
+    return (out, x) if features else out
+
+  def _branch(self, x: Array, head: str, width: int) -> Array:
+    """Two convolutions at the full resolution; the first keeps the number of channels."""
+    h = nn.silu(GroupNorm(self.block.eps, name=f"branch_{head}_norm0")(x)).astype(self.dtype)
+    h = Conv(x.shape[-1], self.block.init, dtype=self.dtype, name=f"branch_{head}_conv0")(h)
+    h = nn.silu(GroupNorm(self.block.eps, name=f"branch_{head}_norm1")(h))
+    return Conv(width, self.block.init_zero, name=f"branch_{head}_conv1")(h)
 
   def _block(self, features: int, name: str, **kwargs) -> nn.Module:
     make = nn.remat(Block) if self.remat else Block
@@ -367,6 +387,8 @@ def check(network: UNet):
   valid = names and len(set(names)) == len(names)
   _expect(network, "heads", valid, "pairs (name, channels) with different names and positive channels")
   _expect(network, "decoders", network.decoders in (1, len(names)), f"1, or one for each of the {len(names)} heads")
+  branches = isinstance(network.branch, bool) and not (network.branch and (network.decoders > 1 or len(names) < 2))
+  _expect(network, "branch", branches, "False, or True with one decoder and at least 2 heads")
   taps = network.resample_filter
   even = isinstance(taps, tuple) and len(taps) % 2 == 0 and sum(taps) != 0
   _expect(network, "resample_filter", even, "a tuple of an even number of taps, sum not 0")

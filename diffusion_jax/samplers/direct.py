@@ -32,6 +32,7 @@ def dpdm(denoise: Denoise, process: Process, x: Array, grid: Array, keys: Key, *
   """
   loop.need_keys("dpdm", keys)
   x, grid = loop.prepare(x, grid, keys)
+  process.check_times(grid)
 
   def step(x, index, t, s):
     z = normal(keys, index, x.shape[1:], x.dtype)

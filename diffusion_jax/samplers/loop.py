@@ -45,7 +45,7 @@ def num_steps(grid) -> Array:
   return jnp.sum(grid[1:] != grid[:-1])
 
 
-def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False):
+def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False, memory=None):
   """Applies `step` between the grid's positive values by lax.scan, and `last` from the smallest of them to 0.
 
   Repeated values (padding) cost nothing: a branch passes over their step.
@@ -56,11 +56,15 @@ def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False)
     x: state at grid[0], [B, ...].
     grid: [n+1].
     trajectory: return the states too.
+    memory: pytree of arrays that each step leaves to the next: `step` then takes and returns (state, memory) in place
+      of the state, and `last` takes it.
 
   Returns:
     The state at 0 [B, ...]; with `trajectory`, also the states at all grid values [n+1, B, ...].
   """
-  x_min, states = _between(step, x, grid[:-1], trajectory)
+  x_min, states = _between(step, x if memory is None else (x, memory), grid[:-1], trajectory)
+  if memory is not None and trajectory:
+    states = states[0]
   x0 = last(x_min, num_steps(grid) - 1, jnp.asarray(grid[-2]), jnp.zeros((), grid.dtype))
   return (x0, jnp.concatenate([x[None], states, x0[None]])) if trajectory else x0
 

@@ -5,6 +5,8 @@
     Heun family (Karras et al. 2022, Algorithms 1 and 3), h = s − t:
       d' = dx/dt at (x_t + αhd, t + αh),  x_s = x_t + h[(1 − 1/(2α))d + 1/(2α)·d']      (3)
       α = 1 Heun, ½ midpoint, ⅔ Ralston; the last step, to t = 0, is (2)
+    DDM: σ' is infinite at 0, so that the last step is the transition x_0 = x_t + m(ĉ, 0) − m(ĉ, t) − σ_t·ε̂;
+      (1) is the probability flow where m is linear in ĉ, not for exponential and sine attenuations
     Churn (Algorithm 2): before a step the noise level grows from n to n̂ = (1 + γ)n
       γ = min(S_churn/N, √2 − 1) if n ∈ [S_tmin, S_tmax], else 0                        (4)
       x̂ = α(t̂)/α(t)·x + α(t̂)·√(n̂² − n²)·S_noise·z,  t̂ = inverse(n̂)                    (5)
@@ -70,6 +72,7 @@ def _at_zero(process: Process, pred: Prediction, x: Array, t, s) -> Array:
 
 def _solve(denoise, process, x, grid, keys, churn, trajectory, advance):
   x, grid = loop.prepare(x, grid, keys)
+  process.check_times(grid)
   if churn is not None:
     loop.need_keys("churn", keys)
   count = loop.num_steps(grid)
@@ -83,7 +86,7 @@ def _solve(denoise, process, x, grid, keys, churn, trajectory, advance):
 
   def last(x, index, t, s):
     x, t = begin(x, index, t)
-    return _at_zero(process, denoise(x, t), x, t, s)
+    return process.image(_at_zero(process, denoise(x, t), x, t, s))
 
   return loop.run(step, last, x, grid, trajectory)
 

@@ -1,8 +1,10 @@
 """The optimisation step that all methods share: gradients, reduction over devices, Adam, EMA, the guard.
 
-    lr    = learning_rate·min(images seen/warmup_images, 1)                             (1)
+    lr    = min(images seen/warmup_images, 1)
+            ·max(learning_rate·(1 − images seen/decay_images)^decay_power, min_learning_rate)   (1)
     params ← params − lr·(Adam + weight_decay·params), but those of optimizer.frozen    (Loshchilov & Hutter 2019)
     β     = ½^(batch/h),  h = min(half_life, ramp_up·images seen)                       (2)
+            and with a ramp_power β is at most 1 − (1 + updates)^(−ramp_power)
     ema  ← β·ema + (1 − β)·params
 
 Images seen are counted before the step, so the first average is the parameters themselves. A network whose loss or
@@ -57,9 +59,15 @@ def _next_loss_scale(config, state: TrainState, finite: Array) -> dict:
 
 
 def learning_rate(config, images_seen: Array) -> Array:
-  """Equation (1), the whole rate at once for warmup_images = 0; config is config.optimizer."""
+  """Equation (1), the whole rate at once for warmup_images = 0, and for good for decay_images = 0.
+
+  config is config.optimizer.
+  """
   ramp = jnp.minimum(images_seen / config.warmup_images, 1.0) if config.warmup_images else 1.0
-  return config.learning_rate * ramp
+  if not config.decay_images:
+    return config.learning_rate * ramp
+  left = jnp.maximum(1 - images_seen / config.decay_images, 0)
+  return ramp * jnp.maximum(config.learning_rate * left**config.decay_power, config.min_learning_rate)
 
 
 def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
@@ -67,7 +75,10 @@ def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
   half_life = jnp.asarray(config.half_life_images, jnp.float32)
   if config.ramp_up:
     half_life = jnp.minimum(half_life, config.ramp_up * images_seen)
-  return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+  decay = 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+  if config.ramp_power:
+    decay = jnp.minimum(decay, -jnp.expm1(-config.ramp_power * jnp.log1p(images_seen / batch_size)))
+  return decay
 
 
 _PARAMETERS_SPLIT: list[tuple[Callable, Callable]] = []

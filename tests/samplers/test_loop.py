@@ -13,8 +13,8 @@ from diffusion_jax import guidance, process, samplers, times
 P = process.EDM()
 DENOISE = oracle.gaussian_denoise(P, 0.3, 0.64)
 NFE = {"euler": lambda n: n, "heun": lambda n: 2 * n - 1, "ddim": lambda n: n, "ddpm": lambda n: n,
-       "decoupled": lambda n: n, "dpdm": lambda n: n, "euler_maruyama": lambda n: n,
-       "predictor_corrector": lambda n: 2 * n}  # fmt: skip
+       "decoupled": lambda n: n, "dpdm": lambda n: n, "multistep": lambda n: n,
+       "euler_maruyama": lambda n: n, "predictor_corrector": lambda n: 2 * n}  # fmt: skip
 
 
 def keys_of(n):

@@ -43,6 +43,26 @@ def test_without_warm_up_the_rate_is_whole_from_the_first_step():
   assert update.learning_rate(config, jnp.float32(0)) == 0.5
 
 
+def test_the_learning_rate_falls_polynomially():
+  """lr = max(γ_0·(1 − n/N)^.96, γ_min), under the ramp; beyond N it stays at γ_min."""
+  fields = {"learning_rate": 0.5, "warmup_images": 100, "decay_images": 10_000, "min_learning_rate": 0.05}
+  config = config_of(**{f"optimizer.{name}": value for name, value in fields.items()}).optimizer
+  images = np.array([0, 50, 100, 5000, 9000, 9500, 10_000, 10**6])
+  got = [update.learning_rate(config, jnp.float32(n)) for n in images]
+  expected = np.maximum(0.5 * np.maximum(1 - images / 10_000, 0) ** 0.96, 0.05) * np.minimum(images / 100, 1)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_the_average_ramps_up_with_the_updates():
+  """β = min(.999, 1 − (1 + n)^(−2/3)) of 128 images an update, as DDM's code has it."""
+  half_life = 128 * np.log(0.5) / np.log(0.999)
+  assert round(half_life) == 88_678
+  config = config_of(**{"ema.half_life_images": 88_678, "ema.ramp_up": 0.0, "ema.ramp_power": 2 / 3}).ema
+  n = np.array([0, 1, 100, 10_000, 40_000, 10**6])
+  got = [update.ema_decay(config, 128, jnp.float32(128 * k)) for k in n]
+  np.testing.assert_allclose(got, np.minimum(0.999, 1 - (1.0 + n) ** (-2 / 3)), rtol=1e-5, atol=1e-6)
+
+
 def test_an_average_halves_its_past_in_a_half_life():
   """β over the steps of half_life images is 1/2; without ramp that holds from the first image on."""
   config = config_of(**{"ema.half_life_images": 3200, "ema.ramp_up": 0.0}).ema

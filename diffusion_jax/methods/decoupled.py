@@ -1,0 +1,114 @@
+"""Decoupled diffusion: one network estimates how the image fades to zero, and the noise apart from it (Huang et al.).
+
+    x_t = x_0 + H_t(φ) + √t·ε,  x_0 + H_1(φ) = 0                                        (eq. 6)
+    φ_θ, ε_θ = f_θ(x_t, t)
+    λ_1(t)·‖φ_θ − φ‖² + λ_2(t)·‖ε_θ − ε‖²,  t ~ U[10⁻⁴, 1)                              (eq. 10)
+
+φ's free parameters are drawn anew for every example and update. The heads need not agree: samplers take both as they
+are. Preconditioned or not, they become the pair by `parameterization.decoupled`. The published code adds
+
+    reconstruction_weight·(1 − t)²·MAE(x̂_0, x_0),  x̂_0 = x_t − H_t(φ_θ) − √t·ε_θ        (1)
+
+and in it LPIPS beside MAE, which is not built here. One encoder serves two decoders, or one decoder, with or without a
+branch of two convolutions for the noise (Table 5).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import losses, times
+from diffusion_jax import parameterization as par
+from diffusion_jax import process as process_lib
+from diffusion_jax.config import choose
+from diffusion_jax.methods import base
+from diffusion_jax.samplers.ancestral import reconstruct
+from diffusion_jax.training import state as state_lib
+from diffusion_jax.training import update as update_lib
+
+SAMPLERS = ("decoupled", "ddim", "euler", "heun", "multistep", "dpdm")
+GAUSSIAN_SAMPLERS = ("ddpm", "euler_maruyama", "predictor_corrector")  # with noise levels: the constant attenuation's
+LOSSES = {"l2": losses.squared_error, "l1": losses.absolute_error}
+DECODERS = {"two": {"decoders": 2}, "branch": {"branch": True}, "one": {}}
+# Streams of an example's key.
+_TIME, _NOISE, _LABEL, _AUGMENT, _DROPOUT, _PHI = range(6)
+
+
+def from_config(config, axis_name: str | None = None) -> base.Method:
+  """The decoupled method of a config.
+
+  Args:
+    config: the run's config; reads `decoupled`, `network`, `data`, `label_dropout` and what training shares.
+    axis_name: axis that the update is pmapped over, if it is.
+
+  Returns:
+    The method, whose process is that of config.decoupled. Samplers that need noise levels serve it for the constant
+    attenuation alone.
+
+  Raises:
+    ConfigError: a name or the network is impossible.
+  """
+  setting, process = config.decoupled, process_from_config(config)
+  network = network_from_config(config)
+  law = times.uniform(par.DECOUPLED_T_MIN, 1.0)
+  distance = choose("decoupled.loss", setting.loss, LOSSES)
+  auto = losses.DECOUPLED_WEIGHTS["inverse" if process.parameters == 1 else "ones"]
+  weights = choose("decoupled.weight", setting.weight, {"auto": auto, **losses.DECOUPLED_WEIGHTS})
+
+  def denoise(variables, x, t, cond=None):
+    cond = cond or {}
+    labels = base.one_hot(cond.get("label"), config.data.num_classes)
+
+    def network_fn(x, c_noise):
+      out = network.apply(variables, x, c_noise, labels, cond.get("augment"), cond.get("dropout"))
+      return out["phi"], out["eps"]
+
+    return par.decoupled(network_fn, process, setting.preconditioned)(x, t)
+
+  def init(key, example_batch):
+    x = jnp.zeros(example_batch["image"].shape)
+    params = network.init(key, x, jnp.zeros(len(x)))["params"]
+    return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
+
+  def draw_times(keys):
+    return jax.vmap(lambda key: law(jax.random.fold_in(key, _TIME), 1)[0])(keys)
+
+  def loss_fn(params, batch):
+    stream = functools.partial(base.streams, batch["key"])
+    x0 = base.images_of(batch, stream(_AUGMENT), config.data.flip)
+    x0, augment = base.augmented(x0, stream(_AUGMENT), config.data.augment)
+    t = draw_times(batch["key"])
+    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
+    label = base.labels_of(batch, stream(_LABEL), config)
+    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT)}
+    phi = process.encode(stream(_PHI), x0)
+    x = process.perturb(phi, eps, t)
+    pred = denoise({"params": params}, x, t, cond)
+    terms = losses.decoupled_terms(pred.clean, pred.eps, phi, eps, distance)
+    weight = weights(t)
+    loss = weight[0] * terms.phi + weight[1] * terms.eps
+    metrics = {"phi_loss": terms.phi, "eps_loss": terms.eps}
+    if setting.reconstruction_weight:
+      error = losses.absolute_error(reconstruct(process, pred, x, t), x0) / x0[0].size
+      loss += setting.reconstruction_weight * (1 - t) ** 2 * error
+      metrics["reconstruction_error"] = error
+    return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
+
+  update = update_lib.of_loss(config, loss_fn, axis_name)
+  samplers = SAMPLERS + (GAUSSIAN_SAMPLERS if process.is_gaussian else ())
+  return base.Method(init, update, denoise, process, samplers, times=draw_times)
+
+
+def process_from_config(config) -> process_lib.Decoupled:
+  """The process of config.decoupled."""
+  name = choose("decoupled.attenuation", config.decoupled.attenuation, tuple(process_lib.ATTENUATIONS))
+  return process_lib.Decoupled(name, config.decoupled.clamp)
+
+
+def network_from_config(config):
+  """The U-Net of a config with this method's heads: k·C channels of φ, C of ε, by config.decoupled.decoder."""
+  channels = config.data.channels
+  heads = (("phi", process_from_config(config).parameters * channels), ("eps", channels))
+  choice = choose("decoupled.decoder", config.decoupled.decoder, DECODERS)
+  return base.network_from_config(config, heads, **choice)
