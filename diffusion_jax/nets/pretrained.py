@@ -1,11 +1,17 @@
 """What published feature networks share: bytes in, TensorFlow's resize, convolutions in full float32, state dicts."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from diffusion_jax import types
-from diffusion_jax.types import Array
+from diffusion_jax.types import Array, Params
+
+# Of pixels in [0, 1]: the mean and deviation that torchvision's ImageNet weights were trained with.
+IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def check_bytes(name: str, images):
@@ -58,3 +64,28 @@ def refuse_others(tensors: dict[str, np.ndarray]):
   if tensors:
     name = min(tensors)
     raise ValueError(f"unexpected tensor {name!r} of shape {list(np.shape(tensors[name]))}: the network has no such")
+
+
+def renamed(tensors: dict[str, np.ndarray], shapes: Params, name_of: Callable, one_by_one: bool = False) -> Params:
+  """Parameters of a flax network taken out of a state dict, in float32.
+
+  Args:
+    tensors: name -> array in PyTorch layout; those taken are removed.
+    shapes: the network's parameters, or their shapes: leaves "kernel" and "scale" are PyTorch's "weight".
+    name_of: path of a module, a tuple -> its name in the state dict.
+    one_by_one: whether linear maps [in, out] are 1×1 convolutions [out, in, 1, 1] there, rather than [out, in].
+
+  Raises:
+    ValueError: a tensor is missing or of another shape.
+  """
+  params = {}
+  for path, leaf in traverse_util.flatten_dict(shapes).items():
+    name = f"{name_of(path[:-1])}.{'weight' if path[-1] in ('kernel', 'scale') else path[-1]}"
+    if path[-1] != "kernel":
+      value = take(tensors, name, leaf.shape)
+    elif len(leaf.shape) == 4:
+      value = take(tensors, name, (leaf.shape[3], leaf.shape[2], *leaf.shape[:2])).transpose(2, 3, 1, 0)
+    else:
+      value = take(tensors, name, leaf.shape[::-1] + (1, 1) * one_by_one).reshape(leaf.shape[::-1]).T
+    params[path] = jnp.asarray(value)
+  return traverse_util.unflatten_dict(params)

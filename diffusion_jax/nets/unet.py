@@ -5,10 +5,14 @@ method.
     h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x) + affine(emb)))                        Song et al. 2021   (1)
     h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x))·(1 + scale(emb)) + shift(emb))        ADM                (2)
     y   = (skip(x) + h)·skip_scale;   y = (y + proj attention(qkv norm_2 y))·skip_scale where a block attends     (3)
+    y   = x + proj_0 silu([norm_0 x, e]);   y = y + proj_1 attention(q norm_1 y, kv e);   e = embed(c)            (4)
 
 The network knows nothing of diffusion: its input is already scaled, c_noise is any number an image, and heads are
 channels with names. Submodules have the names of the published state dicts ("enc.16x16_block0" is enc_16x16_block0).
-Sources: Karras et al. 2022 (Appendix F), Song et al. 2021, Dhariwal and Nichol 2021.
+(4) joins a condition's features c to those of the same resolution, at the end of the encoder's level, so that every
+decoder sees them; its projections start at zero, where the network is the unconditional one.
+Sources: Karras et al. 2022 (Appendix F), Song et al. 2021, Dhariwal and Nichol 2021; Huang et al. (B.2) for what is
+joined, by concatenation and attention.
 """
 
 import dataclasses
@@ -124,6 +128,33 @@ class Block(nn.Module):
     return Linear(channels, self.style.init_zero, dtype=self.dtype, name="proj")(y)
 
 
+class Join(nn.Module):
+  """Equation (4): image features x [B, h, w, C] and a condition's c [B, h, w, D] -> [B, h, w, C]."""
+
+  style: BlockStyle
+  attend: bool = False
+  num_heads: int = 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, c: Array) -> Array:
+    batch, height, width, channels = x.shape
+    linear = lambda features, law, name: Linear(features, law, dtype=self.dtype, name=name)
+    norm = lambda name, value: GroupNorm(self.style.eps, name=name)(value)
+    e = linear(channels, self.style.init, "embed")(c)  # not normalised: of a flat condition nothing would be left
+    # Concatenation and a projection: a wider block would do the same, and would not fit unconditional weights.
+    joined = nn.silu(jnp.concatenate([norm("norm0", x), e], -1))
+    x = x + linear(channels, Init(0.0), "proj0")(joined)
+    if not self.attend:
+      return x
+    heads = attention_heads(self.style, self.num_heads, channels)
+    shape = (batch, height * width, heads, channels // heads)
+    q = linear(channels, self.style.init_qkv, "q")(norm("norm1", x)).reshape(shape)
+    kv = linear(2 * channels, self.style.init_qkv, "kv")(e).reshape(*shape, 2)
+    y = layers.attention(q, kv[..., 0], kv[..., 1]).reshape(x.shape)
+    return x + linear(channels, Init(0.0), "proj1")(y)
+
+
 def attention_heads(style: BlockStyle, num_heads: int, width: int) -> int:
   """The number of heads of an attention over `width` channels: `num_heads`, or if that is 0 the style's."""
   return num_heads or width // (style.head_channels or width)
@@ -155,6 +186,9 @@ class UNet(nn.Module):
       are a constant of the architecture, not parameters: nothing trains, decays, averages or counts them.
     dtype: float32, bfloat16 or float16 for products; statistics, softmax, output layers, parameters stay float32.
     remat: recompute blocks in the backward pass rather than storing their activations.
+    context: pairs (resolution, channels) of the features of a condition, each joined to the level of that resolution by
+      concatenation (4); none for a network without a condition.
+    cross_attention: those of context's resolutions where the level attends to the condition too.
   """
 
   heads: tuple[tuple[str, int], ...] = (("out", 3),)
@@ -178,9 +212,12 @@ class UNet(nn.Module):
   freqs: tuple[float, ...] | None = None
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  context: tuple[tuple[int, int], ...] = ()
+  cross_attention: tuple[int, ...] = ()
 
   def __post_init__(self):
-    for name in ("heads", "channel_mult", "attention_resolutions", "resample_filter", "freqs"):
+    tuples = ("heads", "channel_mult", "attention_resolutions", "resample_filter", "freqs", "context")
+    for name in (*tuples, "cross_attention"):
       object.__setattr__(self, name, _frozen(getattr(self, name)))
     self.validate()
     super().__post_init__()
@@ -197,6 +234,7 @@ class UNet(nn.Module):
     labels: Array | None = None,
     augment: Array | None = None,
     dropout_keys: Key | None = None,
+    context: tuple[Array, ...] | None = None,
   ) -> dict[str, Array]:
     """Evaluates the network.
 
@@ -206,6 +244,8 @@ class UNet(nn.Module):
       labels: [B, num_classes] one-hot; zeros, or None, is no label.
       augment: [B, augment_dim] augmentation labels; zeros, or None, is no augmentation.
       dropout_keys: [B] PRNG keys, one an image; None turns dropout off.
+      context: features [B, resolution, resolution, channels] for the network's pairs in `context`, in their order;
+        zeros, or None, is no condition.
 
     Returns:
       {head: [B, resolution, resolution, channels of the head]} in float32.
@@ -216,9 +256,10 @@ class UNet(nn.Module):
     c_noise = self._checked(x, c_noise, dropout_keys)
     labels = _vectors("labels", labels, len(c_noise), self.num_classes)
     augment = _vectors("augment", augment, len(c_noise), self.augment_dim)
+    context = self._conditions(context, len(c_noise))
 
     emb = self._embed(c_noise, labels, augment).astype(self.dtype)
-    skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys)
+    skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys, context)
     if self.decoders > 1:
       return {name: self._decode(skips, emb, dropout_keys, width, f"{name}_") for name, width in self.heads}
     shared = self.heads[:-1] if self.branch else self.heads
@@ -243,6 +284,17 @@ class UNet(nn.Module):
       raise ValueError(f"dropout_keys must be [{batch}] typed keys, got shape {list(jnp.shape(dropout_keys))}")
     return jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
 
+  def _conditions(self, context: tuple[Array, ...] | None, batch: int) -> dict[int, Array]:
+    """{resolution: features of the condition}, zeros for None; raises ValueError if they do not fit self.context."""
+    shapes = [(batch, size, size, width) for size, width in self.context]
+    if context is None:
+      return {shape[1]: jnp.zeros(shape) for shape in shapes}
+    if not isinstance(context, (tuple, list)) or [jnp.shape(c) for c in context] != shapes:
+      seen = [list(jnp.shape(c)) for c in context] if isinstance(context, (tuple, list)) else type(context).__name__
+      wanted = f"a tuple of shapes {[list(shape) for shape in shapes]}" if shapes else "None for this network"
+      raise ValueError(f"context must be {wanted}, got {seen}")
+    return {shape[1]: c for shape, c in zip(shapes, context)}
+
   def _embed(self, c_noise: Array, labels: Array | None = None, augment: Array | None = None) -> Array:
     style, width = self.block, self.channels * self.embedding_mult
     if self.embedding == "fourier":
@@ -261,8 +313,8 @@ class UNet(nn.Module):
       emb += Linear(4 * self.channels, style.init_label, use_bias=False, name="map_label")(labels)
     return nn.silu(emb)
 
-  def _encode(self, x: Array, emb: Array, keys: Key | None) -> list[Array]:
-    """Every encoder output, the lowest last."""
+  def _encode(self, x: Array, emb: Array, keys: Key | None, context: dict[int, Array] | None = None) -> list[Array]:
+    """Every encoder output, the lowest last; `context` holds the features to join, by resolution."""
     skips, aux = [], x
     for level, mult in enumerate(self.channel_mult):
       size = self.resolution >> level
@@ -283,6 +335,8 @@ class UNet(nn.Module):
         attend = size in self.attention_resolutions
         x = self._block(self.channels * mult, f"{name}_block{i}", attend=attend)(x, emb, keys)
         skips.append(x)
+      if context and size in context:
+        x = skips[-1] = self._join(f"{name}_join", size in self.cross_attention)(x, context[size])
     return skips
 
   def _middle(self, x: Array, emb: Array, keys: Key | None, head: str = "") -> Array:
@@ -333,6 +387,9 @@ class UNet(nn.Module):
       features, self.block, num_heads=self.num_heads, resample_filter=self.resample_filter, dropout=self.dropout,
       dtype=self.dtype, name=name, **kwargs,
     )  # fmt: skip
+
+  def _join(self, name: str, attend: bool) -> nn.Module:
+    return (nn.remat(Join) if self.remat else Join)(self.block, attend, self.num_heads, self.dtype, name=name)
 
 
 def _frozen(value):
@@ -398,6 +455,13 @@ def check(network: UNet):
   sizes = [resolution >> level for level in range(len(mults))]
   for size in wanted:
     _expect(network, "attention_resolutions", size in sizes, f"only resolutions that occur: {sizes}")
+  pair = lambda c: isinstance(c, tuple) and len(c) == 2 and c[0] in sizes and whole(c[1]) and c[1] > 0
+  joined = network.context
+  valid = isinstance(joined, tuple) and all(pair(c) for c in joined) and len(dict(joined)) == len(joined)
+  expected = f"pairs (resolution, channels), resolutions different and of {sizes}, channels positive"
+  _expect(network, "context", valid, expected)
+  valid = isinstance(network.cross_attention, tuple) and all(s in dict(joined) for s in network.cross_attention)
+  _expect(network, "cross_attention", valid, f"only resolutions of network.context: {list(dict(joined))}")
   half = channels * network.embedding_mult / 2
   _expect(network, "channels", half % 1 == 0 and half > 1, "an even number of at least 4")
   if network.freqs is not None:
@@ -408,7 +472,7 @@ def check(network: UNet):
     fits = groups > 0 and width % groups == 0
     _expect(network, "channels", fits, f"a value for which the {groups} GroupNorm groups divide {width} channels")
   head = 0 if network.num_heads else network.block.head_channels
-  attending = {channels * mult for size, mult in zip(sizes, mults) if size in wanted}
+  attending = {channels * mult for size, mult in zip(sizes, mults) if size in (*wanted, *network.cross_attention)}
   for width in sorted(attending | {channels * mults[-1]}):
     _expect(network, "channels", not head or width % head == 0, f"{width} channels in heads of {head}, no remainder")
     fits = width % max(network.num_heads, 1) == 0

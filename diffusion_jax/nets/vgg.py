@@ -27,9 +27,7 @@ MIN_SIZE = 16  # of LPIPS's images: four max-pools
 STAGES = (("0", "2"), ("5", "7"), ("10", "12", "14"), ("17", "19", "21"), ("24", "26", "28"))
 WIDTHS = (64, 128, 256, 512, 512)
 
-# Of pixels in [0, 1]: the mean and deviation that the weights were trained with.
-_MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-# Of pixels in [−1, 1]: the same in LPIPS's rounding.
+# Of pixels in [−1, 1]: pretrained.IMAGENET_MEAN and IMAGENET_STD in LPIPS's rounding.
 _SHIFT, _SCALE = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
 
 
@@ -86,7 +84,7 @@ def fc2(params: Params, images) -> Array:
 @jax.jit
 def _fc2(params, images):
   x = pretrained.resize(images, SIZE)
-  x = (x - np.float32(255 * _MEAN)) / np.float32(255 * _STD)
+  x = (x - np.float32(255 * pretrained.IMAGENET_MEAN)) / np.float32(255 * pretrained.IMAGENET_STD)
   x = _pooled(_taps(params["features"], x)[-1])
   x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # the order in which the weights see them
   for layer in params["classifier"].values():
