@@ -26,7 +26,7 @@ def of_file(name: str, error: ConfigError) -> ConfigError:
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()
-  c.method = "edm"  # edm, dual_output, decoupled, dpdm, classifier
+  c.method = "edm"  # edm, dual_output, decoupled, dpdm, classifier, autoencoder
   c.seed = 0  # of everything: initialisation, order of the data, noise
   c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher.
   # dual_output with arch adm also takes OpenAI's guided-diffusion files (.pt)
@@ -46,6 +46,30 @@ def default() -> ConfigDict:
   c.data.flip = False  # mirror half of the images
   c.data.augment = 0.0  # probability of each transform of EDM's augmentation (which mirrors too); 0 turns it off, and
   # gives the network no inputs for its labels; dpdm augments only with dpdm.score_augment
+
+  c.task = ConfigDict()  # what an image is made from; of the methods decoupled and dual_output
+  c.task.name = ""  # superres: its smaller copy; inpaint: itself with holes; saliency: a photograph, of which the image
+  # is the mask; "": nothing
+  c.task.scale = 4  # of superres
+  c.task.masks = "mixed"  # of inpaint: strokes, boxes; mixed: either
+  c.task.path = ""  # folder of the smaller copies or holes that belong to the images of data.path; "": they are made
+
+  c.condition = ConfigDict()  # the network that sees what an image is made from
+  c.condition.encoder = "conv"  # conv: like the U-Net's own encoder; swin_t, swin_s, swin_b
+  c.condition.weights = ""  # of a Swin: the published ImageNet weights (.pth); "": it starts at random
+  c.condition.upsample = 1  # the condition is enlarged so many times before the encoder; Swin sees patches of 4 pixels
+  c.condition.cross_attention = ()  # resolutions at which the U-Net attends to the condition too
+
+  c.latent = ConfigDict()  # diffusion of an autoencoder's latents; of data.name = "latents" alone
+  c.latent.autoencoder = ""  # workdir of a run of method autoencoder, or the published KL-f4 weights (.ckpt, .pt)
+  c.latent.scale = 0.0  # the network sees scale·z; 0: one over the standard deviation of z, as measured on the data
+
+  c.autoencoder = ConfigDict()  # method "autoencoder"; its network, KL-f4 by default
+  c.autoencoder.channels = 128
+  c.autoencoder.channel_mult = (1, 2, 4)
+  c.autoencoder.num_blocks = 2
+  c.autoencoder.latent_channels = 3
+  c.autoencoder.kl_weight = 1e-6  # of KL(q(z|x) ‖ N(0, I)) an image, beside the absolute error a pixel and channel
 
   c.network = ConfigDict()
   c.network.arch = "ddpmpp"  # ddpmpp, ncsnpp, adm
