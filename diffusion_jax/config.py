@@ -127,8 +127,8 @@ def default() -> ConfigDict:
   c.optimizer = ConfigDict()  # Adam
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_images = 10_000_000  # the rate rises linearly over this many images
-  c.optimizer.decay_images = 0  # the rate falls as (1 − seen/decay_images)^decay_power; 0: it does not
-  c.optimizer.decay_power = 0.96
+  c.optimizer.decay_power = 0.0  # the rate falls as (1 − seen/decay_images)^decay_power; 0: it does not
+  c.optimizer.decay_images = 0  # 0: those of the whole run, train.num_steps·train.batch_size
   c.optimizer.min_learning_rate = 0.0  # that it falls to
   c.optimizer.beta1 = 0.9
   c.optimizer.beta2 = 0.999
@@ -352,6 +352,11 @@ def _check_decoupled(config: ConfigDict):
     if sampling[field] != value:
       expected = f"must be {value!r} for decoupled.attenuation {config.decoupled.attenuation!r}, not a Gaussian process"
       raise wrong(f"sampling.{field}", sampling[field], expected)
+
+
+def decay_images(config: ConfigDict) -> int:
+  """The images over which a run's learning rate falls, where it does."""
+  return config.optimizer.decay_images or config.train.num_steps * config.train.batch_size
 
 
 def ratios(text: str) -> tuple[float, ...] | None:

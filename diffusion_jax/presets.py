@@ -168,8 +168,8 @@ ATTENUATIONS = ("constant", "linear", "quadratic", "exponential", "sine")
 def set_decoupled(config: ConfigDict, attenuation: str, end_rate: float = 0.1):
   """Puts a decoupled process into a config, sampled by Algorithm 2 in 10 uniform steps, with the code's refit.
 
-  The rate falls to `end_rate` of itself over the run's images as they are now, from the first on; AdamW with the
-  published code's weight decay .01 and clipping at 1.
+  The rate falls to `end_rate` of itself over the run, from its first image on; AdamW with the published code's weight
+  decay .01 and clipping at 1.
 
   Args:
     config: changed in place.
@@ -178,11 +178,16 @@ def set_decoupled(config: ConfigDict, attenuation: str, end_rate: float = 0.1):
   """
   config.method = "decoupled"
   config.decoupled.attenuation = attenuation
-  optimizer = config.optimizer
-  optimizer.update(warmup_images=0, clip_norm=1.0, weight_decay=0.01)
-  optimizer.decay_images = config.train.num_steps * config.train.batch_size
-  optimizer.min_learning_rate = end_rate * optimizer.learning_rate
+  config.optimizer.update(decoupled_optimizer(config.optimizer.learning_rate, end_rate))
   config.sampling.update(sampler="decoupled", grid="decoupled", num_steps=10, refit=1.0)
+
+
+def decoupled_optimizer(learning_rate: float, end_rate: float = 0.1) -> dict:
+  """The fields of config.optimizer with which the published code trains decoupled diffusion; see `set_decoupled`."""
+  return dict(
+    learning_rate=learning_rate, min_learning_rate=end_rate * learning_rate, decay_power=0.96, warmup_images=0,
+    clip_norm=1.0, weight_decay=0.01,
+  )  # fmt: skip
 
 
 def set_classifier(config: ConfigDict, process: str):
