@@ -58,6 +58,8 @@ def default() -> ConfigDict:
   c.condition.encoder = "conv"  # conv: like the U-Net's own encoder; swin_t, swin_s, swin_b
   c.condition.weights = ""  # of a Swin: the published ImageNet weights (.pth); "": it starts at random
   c.condition.upsample = 1  # the condition is enlarged so many times before the encoder; Swin sees patches of 4 pixels
+  c.condition.resolution = 0  # of the condition; 0: the image's, as everywhere but for latents
+  c.condition.channels = 0  # of the condition; 0: the image's, of saliency 3
   c.condition.cross_attention = ()  # resolutions at which the U-Net attends to the condition too
 
   c.latent = ConfigDict()  # diffusion of an autoencoder's latents; of data.name = "latents" alone
