@@ -34,7 +34,7 @@ def default() -> ConfigDict:
   c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
   c.data = ConfigDict()
-  c.data.name = "digits"  # digits, photos, zip, folder, npz, tfds
+  c.data.name = "digits"  # digits, photos, scenes (digits on photos), zip, folder, npz, tfds
   c.data.path = ""  # of the zip, folder or npz; for tfds the set's name, such as imagenet_resized/64x64
   c.data.data_dir = ""  # where TFDS keeps its sets; "" is its own default
   c.data.split = "train"
@@ -194,6 +194,7 @@ def default() -> ConfigDict:
 
 
 TRANSFORMS = ("resize", "center-crop", "center-crop-wide", "center-crop-dhariwal")  # see data/transforms.py
+TASKS = ("superres", "inpaint", "saliency")  # see data/tasks.py
 
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
@@ -247,6 +248,7 @@ def check(config: ConfigDict, device_count: int | None = None):
   if config.data.transform:
     choose("data.transform", config.data.transform, TRANSFORMS)
   choose("data.cache", config.data.cache, ("auto", "none", "host", "device"))
+  _check_task(config)
   if not 0 <= config.data.augment <= 1:
     raise wrong("data.augment", config.data.augment, "must be a probability in [0, 1]")
   if config.data.augment and config.data.flip and config.method != "dpdm":
@@ -281,6 +283,30 @@ def check(config: ConfigDict, device_count: int | None = None):
   if device_count and train.batch_size % (device_count * train.accumulation):
     expected = f"must be a multiple of {device_count} devices × accumulation {train.accumulation}"
     raise wrong("train.batch_size", train.batch_size, expected)
+
+
+def _check_task(config: ConfigDict):
+  task, data = config.task, config.data
+  choose("task.name", task.name, ("", *TASKS))
+  choose("task.masks", task.masks, ("strokes", "boxes", "mixed"))
+  own = {"scale": "superres", "masks": "inpaint"}
+  for field, value in default().task.items():
+    idle = not task.name or task.name != own.get(field, task.name)
+    if field != "name" and idle and task[field] != value:
+      raise wrong(f"task.{field}", task[field], f"must be {value!r} for task {task.name or 'none'!r}")
+  if not task.name:
+    return
+  if config.method not in ("decoupled", "dual_output"):
+    expected = f"must be '' for method {config.method!r}; decoupled and dual_output have tasks"
+    raise wrong("task.name", task.name, expected)
+  if data.augment:
+    raise wrong("data.augment", data.augment, "must be 0 with a task, whose condition is not augmented")
+  if config.train.score_every:
+    raise wrong("train.score_every", config.train.score_every, "must be 0 with a task")
+  if task.name == "superres" and (task.scale < 2 or data.resolution % task.scale):
+    raise wrong("task.scale", task.scale, f"must be at least 2 and divide data.resolution ({data.resolution})")
+  if task.name == "saliency" and data.channels != 1:
+    raise wrong("data.channels", data.channels, "must be 1 for task 'saliency', whose images are masks")
 
 
 def _check_sampling(config: ConfigDict):
