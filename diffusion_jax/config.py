@@ -109,6 +109,7 @@ def default() -> ConfigDict:
 
   c.decoupled = ConfigDict()  # method "decoupled": heads of φ, by which the image fades to zero, and of noise
   c.decoupled.attenuation = "constant"  # h_t: constant, linear, quadratic, exponential, sine
+  c.decoupled.t_min = 1e-4  # t ~ U[t_min, 1); near 1 x_t says nothing of the image: a task's becomes a regression
   c.decoupled.clamp = False  # the free parameters of φ to [−1, 1]
   c.decoupled.decoder = "two"  # two: one for each head; branch: one, and two convolutions for the noise; one: shared
   c.decoupled.preconditioned = True  # False: heads are taken as they are
@@ -234,6 +235,8 @@ def check(config: ConfigDict, device_count: int | None = None):
   for field in _NOT_NEGATIVE:
     if not given[field] >= 0:
       raise wrong(field, given[field], "must not be negative")
+  if not 0 < config.decoupled.t_min < 1:
+    raise wrong("decoupled.t_min", config.decoupled.t_min, "must be in (0, 1)")
   for field in ("label_dropout", "optimizer.beta1", "optimizer.beta2"):
     if not 0 <= given[field] < 1:
       raise wrong(field, given[field], "must be in [0, 1)")

@@ -200,3 +200,38 @@ def set_classifier(config: ConfigDict, process: str):
   config.method = "classifier"
   config.classifier.process = process
   config.label_dropout = 0.0
+
+
+TASK_METHODS = ("ddm", "ddpm", "regression")
+
+
+def small_task(task: str, data: str, method: str) -> ConfigDict:
+  """A conditional task on 16×16 images, for minutes on a CPU.
+
+  Args:
+    task: superres, inpaint or saliency.
+    data: photos or scenes.
+    method: ddm, Algorithm 2 in 5 steps; ddpm, the same network with the noise head alone, ancestral in as many;
+      regression, ddm trained at t near 1 alone, where x_t says nothing of the image, sampled in one step.
+
+  Returns:
+    The config.
+  """
+  c = small()
+  c.task.name = task
+  channels = 1 if task == "saliency" else 3
+  c.data.update(name=data, resolution=16, channels=channels, num_classes=0, flip=True)
+  c.network.attention_resolutions = (8,)
+  c.condition.cross_attention = (8,)
+  c.label_dropout = 0.0
+  c.train.update(num_steps=2_000, checkpoint_every=500, sample_every=1_000)
+  set_decoupled(c, "constant")
+  c.sampling.num_steps = 5
+  if method == "ddpm":
+    set_dual(c, "linear")
+    c.dual.heads = "eps"
+    c.sampling.update(sampler="ddpm", num_steps=5, refit=0.0, clip=1.0)
+  if method == "regression":
+    c.decoupled.update(t_min=0.999, weight="ones")
+    c.sampling.num_steps = 1
+  return c

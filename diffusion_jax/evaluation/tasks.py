@@ -8,19 +8,22 @@ Seed s makes an image from the condition of example s mod N, so a block of N see
 images of a block. Source of the metrics: Huang et al., Section 5.1; images count as they are shown, in bytes.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-import jax
-
 from diffusion_jax import mesh, sampling
+from diffusion_jax.data import sources
 from diffusion_jax.data.sources import Source
-from diffusion_jax.evaluation import bench, paired, reference
+from diffusion_jax.evaluation import bench, paired, reference, scoring
+from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.reference import in_bytes
+from diffusion_jax.evaluation.scoring import Scorer
 
-METRICS = {"superres": ("psnr",), "saliency": ("mae", "mae_binary"), "inpaint": ("psnr", "frechet")}
+METRICS = {"superres": ("psnr",), "saliency": ("mae", "mae_binary"), "inpaint": ("psnr", "frechet")}  # by default
 EXTRACTOR = "pairs"  # in records
 
 _HALF = 128  # of bytes: those at least so large are 1
@@ -45,19 +48,19 @@ class _Truths(NamedTuple):
 
 
 class PairedScorer:
-  """Means over the pairs of an image and its truth; to `scoring.score_block` it is a Scorer."""
+  """Means over the pairs of an image and its truth, an image of `source`; to `scoring.score_block` it is a Scorer."""
 
-  extractor, real = _Pairs(), None
+  extractor = _Pairs()
 
   def __init__(self, metrics: Sequence[str], source: Source):
     """`metrics` are of BY_NAME, `source` has the truths."""
-    self.metrics, self._source, self._rows = tuple(metrics), source, []
+    self.metrics, self.source, self._rows = tuple(metrics), source, []
     self._reference = _Truths(f"{source.name}/{source.split}", len(source), reference.fingerprint(source))
 
   def fresh(self, metrics: Sequence[str] | None = None) -> "PairedScorer":
     """The same without images, for some of its metrics."""
     out = object.__new__(PairedScorer)
-    out.metrics, out._source, out._rows = tuple(metrics or self.metrics), self._source, []
+    out.metrics, out.source, out._rows = tuple(metrics or self.metrics), self.source, []
     out._reference = self._reference
     return out
 
@@ -66,7 +69,7 @@ class PairedScorer:
 
   def extract(self, images, seeds) -> dict[str, np.ndarray]:
     """{"pairs": [n, metrics]}: each image's scores, of uint8 images [n, H, W, C] made from these seeds."""
-    truth = in_bytes(self._source.gather(np.asarray(seeds) % len(self._source))["image"])
+    truth = in_bytes(self.source.gather(np.asarray(seeds) % len(self.source))["image"])
     return {"pairs": np.stack([BY_NAME[metric](images, truth) for metric in self.metrics], -1)}
 
   def add(self, extracted: dict[str, np.ndarray]):
@@ -113,8 +116,69 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple], source: 
     return make, sampling.evaluations(config.sampling, method)
 
   labels = "those of the images" if config.data.num_classes else None
-  task = {**config.task, "conditions": reference.fingerprint(source)}
+  task = {**config.task, "conditions": fingerprint(source)}
   return bench.Subject(checkpoint, draw, dict(config.sampling), labels, task=task)
+
+
+def scorers_for(
+  config,
+  metrics: Sequence[str] | None = None,
+  extractor: str | None = None,
+  files: Mapping[str, str] | None = None,
+  file: str | None = None,
+) -> list[PairedScorer | Scorer]:
+  """The scorers of a config with a task: images beside their truths, and those of `bench.scorers_for`.
+
+  Args:
+    config: a run's config, whose `data` and `task` say what conditions and truths are.
+    metrics: some of BY_NAME and `scoring.METRICS`; by default METRICS of the task.
+    extractor: as of `bench.scorers_for`.
+    files: likewise.
+    file: of statistics, its `reference`.
+
+  Raises:
+    ValueError: something is unknown, missing, or cannot be read.
+    ConfigError: there are no such data.
+  """
+  metrics = tuple(metrics or METRICS[config.task.name])
+  for metric in metrics:
+    if metric not in (*BY_NAME, *scoring.METRICS):
+      raise ValueError(f"metrics are {', '.join((*BY_NAME, *scoring.METRICS))}, got {metric!r}")
+  pairs, others = [m for m in metrics if m in BY_NAME], [m for m in metrics if m not in BY_NAME]
+  out = [PairedScorer(pairs, sources.from_config(config))] if pairs else []
+  return out + (bench.scorers_for(config, others, extractor, files, file, whole=False) if others else [])
+
+
+def source_of(scorers: Sequence[PairedScorer | Scorer]) -> Source:
+  """The source of conditions and truths whose images these scorers compare with.
+
+  Raises:
+    ValueError: there is only a file of statistics.
+  """
+  for scorer in scorers:
+    if isinstance(scorer, PairedScorer):
+      return scorer.source
+    if scorer.real is not None:
+      return scorer.real.source
+  raise ValueError("images are made from conditions, and there is only a file of statistics: ask for psnr or mae too")
+
+
+def subject(checkpoint: dict, config, open_model: Callable[[], tuple], scorers) -> bench.Subject:
+  """What is to be scored of a model: `of_model` with a task, else `bench.of_model`."""
+  if not config.task.name:
+    return bench.of_model(checkpoint, config, open_model)
+  return of_model(checkpoint, config, open_model, source_of(scorers))
+
+
+def fingerprint(source: Source) -> str:
+  """SHA-256 of all conditions of a source, and its holes, in their order."""
+  digest = hashlib.sha256()
+  for start in range(0, len(source), reference.CHUNK):
+    found = source.gather(np.arange(start, min(start + reference.CHUNK, len(source))))
+    for name in ("condition", "mask"):
+      if name in found:
+        digest.update(np.ascontiguousarray(found[name]).tobytes())
+  return digest.hexdigest()
 
 
 def make_images(config, method, variables, source: Source, seeds) -> np.ndarray:
@@ -126,21 +190,40 @@ def make_images(config, method, variables, source: Source, seeds) -> np.ndarray:
   return composite(images, found["condition"], found["mask"]) if "mask" in found else in_bytes(images)
 
 
-def simple(task: str, source: Source) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-  """What a task comes to without a model: (its name, seeds -> images in bytes).
+def beside(source: Source, seeds, images) -> np.ndarray:
+  """Rows of ten for a grid, at most thirty examples: conditions, the images made from them, truths; in bytes.
+
+  Args:
+    source: of conditions and truths.
+    seeds: [n], n >= 10.
+    images: [n, H, W, C] made from these seeds.
+  """
+  count = min(len(images) // 10 * 10, 30)
+  found = source.gather(np.asarray(seeds[:count]) % len(source))
+  return images_lib.compared([found["condition"], images[:count], found["image"]], columns=10)
+
+
+def simple(task, source: Source) -> tuple[str, bench.Subject]:
+  """What a task comes to without a model: its name, and images for `bench.score`.
 
   Super-resolution by bicubic interpolation, holes filled with the mean colour around them, nothing salient anywhere.
+
+  Args:
+    task: a config.task.
+    source: of conditions.
   """
 
   def draw(seeds):
     found = source.gather(np.asarray(seeds) % len(source))
-    if task == "saliency":
+    if task.name == "saliency":
       return np.zeros((len(found["image"]), *source.image_shape), np.uint8)
     condition = in_bytes(found["condition"])
-    if task == "superres":
+    if task.name == "superres":
       return condition
     seen = np.asarray(found["mask"]) == 0
     mean = (condition * seen).sum((1, 2), keepdims=True) / seen.sum((1, 2), keepdims=True)
     return composite(np.round(np.broadcast_to(mean, condition.shape)).astype(np.uint8), condition, found["mask"])
 
-  return {"superres": "bicubic", "inpaint": "mean colour", "saliency": "nothing salient"}[task], draw
+  name = {"superres": "bicubic", "inpaint": "mean colour", "saliency": "nothing salient"}[task.name]
+  checkpoint = {"name": name, "step": None, "sha256": fingerprint(source)}
+  return name, bench.Subject(checkpoint, lambda: (draw, None), task=dict(task))

@@ -51,7 +51,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   """
   setting, process = config.decoupled, process_from_config(config)
   network = network_from_config(config)
-  law = times.uniform(par.DECOUPLED_T_MIN, 1.0)
+  law = times.uniform(setting.t_min, 1.0)
   distance = choose("decoupled.loss", setting.loss, LOSSES)
   auto = losses.DECOUPLED_WEIGHTS["inverse" if process.parameters == 1 else "ones"]
   weights = choose("decoupled.weight", setting.weight, {"auto": auto, **losses.DECOUPLED_WEIGHTS})
