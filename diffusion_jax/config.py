@@ -433,13 +433,16 @@ def unknown_field(field: str, value, known) -> ConfigError:
   return wrong(field, value, "unknown field" + (f"; nearest: config.{near[0]}" if near else ""))
 
 
+_ITEMS = {"init_only": str, "optimizer.frozen": str, "condition.cross_attention": int}  # of tuples that begin empty
+
+
 def _check_type(field, value, example):
   wanted = type(example)
   fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
   if wanted is float:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
   if wanted is tuple:
-    item = type(example[0]) if example else str if field in ("init_only", "optimizer.frozen") else float
+    item = type(example[0]) if example else _ITEMS.get(field, float)
     fits = isinstance(value, tuple) and all(isinstance(v, item) for v in value)
   if not fits:
     name = f"tuple of {item.__name__}" if wanted is tuple else wanted.__name__
