@@ -104,7 +104,7 @@ def photos(split: str, resolution: int = 32, stride: int = 4) -> Source:
   return Patches("photos", split, photographs, corners, resolution)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4, typed=True)
 def scenes(split: str, resolution: int = 32) -> Scenes:
   """A handwritten digit on a patch of a photograph, uint8 RGB, with the mask of its ink; the label is the digit.
 
@@ -138,7 +138,7 @@ def scenes(split: str, resolution: int = 32) -> Scenes:
     colour = _apart(255 * u[7:].reshape(_COLOURS, 3), (alpha * under).sum((0, 1)) / alpha.sum())
     under += (0.65 + 0.35 * u[6]) * alpha * (colour - under)
     images[i] = np.rint(image)
-    masks[i, top : top + size, left : left + size] = np.where(alpha >= 0.5, 255, 0)
+    masks[i, top : top + size, left : left + size] = np.where(alpha > 0.5 - 1e-6, 255, 0)  # where ½ is rounded
   return Scenes("scenes", split, images, np.tile(ink.labels, SCENES_PER_DIGIT[split]), 10, masks)
 
 
