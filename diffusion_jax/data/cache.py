@@ -49,6 +49,9 @@ class Cached:
     missing = indices[~self._read[indices]]
     if missing.size:
       missing = np.unique(missing)
+      if isinstance(self._source, Crops | Conditioned):
+        missing = self._source.together(missing)
+        missing = missing[~self._read[missing]]
       for key, values in self._source.gather(missing).items():
         self._held[key][missing] = values
       self._read[missing] = True

@@ -81,6 +81,10 @@ class Crops:
     self.files.each(self.file[indices], put)
     return {"image": images, "label": self.files.labels[self.file[indices]]}
 
+  def together(self, indices) -> np.ndarray:
+    """All parts of the files of which these are parts, which cost little more than these."""
+    return np.flatnonzero(np.isin(self.file, self.file[indices]))
+
 
 def part(image, corner, side: int, channels: int) -> np.ndarray:
   """The part [side, side, channels] uint8 of a PIL image that begins at `corner` (left, top)."""

@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import files
 from diffusion_jax.data import tasks, transforms
 from diffusion_jax.data.base import DataError, Source
 from diffusion_jax.data.crops import Crops, part
@@ -174,6 +175,15 @@ def of_config(config, source: Files | Crops) -> Source:
     return {"inpaint": Inpaint, "saliency": Saliency}[task.name](source, task.path)
   except ValueError as error:
     raise config_lib.wrong("task.path", task.path, str(error)) from None
+
+
+def check_apart(config):
+  """Raises ConfigError where a folder of images has, or lies in, that of their partners: they would be their own."""
+  where = lambda path: os.path.join(path if files.is_remote(path) else os.path.realpath(path), "")
+  images, partners = where(config.data.path), where(config.task.path)
+  if config.data.name == "folder" and (images.startswith(partners) or partners.startswith(images)):
+    expected = "must be apart from config.data.path: not the same folder, nor in it or around it"
+    raise config_lib.wrong("task.path", config.task.path, expected)
 
 
 def matched(names: Sequence[str], path, pattern: str) -> list[str]:

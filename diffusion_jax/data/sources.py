@@ -62,6 +62,8 @@ def from_config(config) -> Source:
   for field in ("path", "transform", "data_dir"):
     if data[field] and field not in takes:
       raise config_lib.wrong(f"data.{field}", data[field], f"must be '' for {data.name}")
+  if config.task.path:
+    pairs.check_apart(config)
   options = {field: data[field] for field in ("path", "data_dir", "resolution") if field in takes}
   try:
     if data.transform == config_lib.CROPS:

@@ -74,6 +74,21 @@ def test_a_file_is_decoded_once_for_all_its_crops(tmp_path, monkeypatch):
   assert reads == [0, 1] and len(source) == 64
 
 
+@pytest.mark.parametrize("task", ["", "superres"])
+def test_a_cache_reads_all_crops_of_a_file_at_once(tmp_path, monkeypatch, task):
+  path = make_folder(tmp_path, {"a.png": smooth(32, 64), "b.png": smooth(32, 64, 1)})
+  config = config_for(path, task, "", 8, transform="crops")
+  plain, config.data.cache = sources.from_config(config), "host"
+  held, reads = sources.from_config(config), []
+  monkeypatch.setattr(decoded, "_workers", lambda: 1)
+  read = decoded.Files._read
+  monkeypatch.setattr(decoded.Files, "_read", lambda self, i: reads.append(i) or read(self, i))
+  got = [held.gather(np.array(indices)) for indices in ([40, 60], [41, 33], [0], [63, 31])]
+  assert reads == [1, 0]
+  for key, value in got[3].items():
+    np.testing.assert_array_equal(value, plain.gather(np.array([63, 31]))[key])
+
+
 def test_crops_have_the_labels_of_their_images_and_any_mode(tmp_path):
   files = {"x/a.png": Image.new("L", (20, 16), 7), "y/b.png": Image.new("RGBA", (16, 16), (1, 2, 3, 9))}
   config = config_for(make_folder(tmp_path, files), "", "", 16, transform="crops")
@@ -249,12 +264,21 @@ def test_what_is_wrong_with_partners_is_one_line_that_names_the_file(tmp_path):
     (images, "inpaint", folder("h3", a=half, b=tall), inpaint,
      r"/h3/b.png .image 1. has 16×17 pixels and .*/i/b.png .image 1. has 16×16: expected the same, or 16×16"),
     (masks, "saliency", damaged, saliency, rf"/damaged/{good.name} .image 1. cannot be read: "),
-    (masks, "saliency", masks.parent, saliency, r"has several partners in"),
   ]  # fmt: skip
   for data, task, path, options, pattern in cases:
     with pytest.raises(config_lib.ConfigError, match="config.task.path = .*" + pattern) as error:
       opened(data, task, path, **options)
     assert "\n" not in str(error.value), pattern
+
+
+@pytest.mark.parametrize("data, task", [("", ""), ("", "/masks"), ("/images", "")])
+def test_partners_lie_apart_from_the_images(tmp_path, data, task):
+  """Else an image that has none would be its own."""
+  hole = np.tile(np.uint8([[[0]], [[255]]]), (4, 8, 1))
+  make_folder(tmp_path / "a", {"images/1.png": smooth(8, 8), "masks/1_mask.png": hole})
+  with pytest.raises(config_lib.ConfigError, match="config.task.path = .*: must be apart from config.data.path"):
+    opened(f"{tmp_path}/a{data}", "inpaint", f"{tmp_path}/a{task}")
+  assert len(opened(f"{tmp_path}/a/images", "inpaint", f"{tmp_path}/a/masks")[0]) == 1
 
 
 @pytest.mark.parametrize("names, found, pattern, expected", [
