@@ -299,6 +299,51 @@ def generate_together(
   return mesh.gather_hosts(images)[: len(seeds)]
 
 
+def generate_large(config, method: Method, variables, seed: int, condition, overlap: int) -> np.ndarray:
+  """One image from a condition of any size, by the sampler of config.sampling.
+
+  In windows of config.data.resolution where it is larger, see `tiling.tiled`; where it is smaller, of its continuation,
+  mirrored at the right and below. Every size of image compiles anew.
+
+  Args:
+    config: a run's config, with a task whose condition has the image's size.
+    method: its method.
+    variables: its parameters.
+    seed: of the image.
+    condition: [H, W, c] uint8 or in [−1, 1].
+    overlap: pixels that windows share at least.
+
+  Returns:
+    [H, W, C] float32, not clipped.
+
+  Raises:
+    ConfigError: the run's condition has another size than its image.
+  """
+  setting, window = config.sampling, config.data.resolution
+  if config.condition.resolution not in (0, window):
+    expected = f"must be that of the image, {window}, for windows of larger images"
+    raise wrong("condition.resolution", config.condition.resolution, expected)
+  height, width = condition.shape[:2]
+  more = [(0, max(window - side, 0)) for side in (height, width)]
+  condition = np.pad(in_range(condition), (*more, (0, 0)), mode="symmetric")[None]
+  (process, grid), options = schedule_of(setting, method), options_of(setting, method)
+  image = sample(
+    method,
+    variables,
+    keys_of([seed]),
+    (*condition.shape[1:3], config.data.channels),
+    grid,
+    setting.sampler,
+    process=process,
+    ratio=ratio_of(setting, method),
+    clip=setting.clip or None,
+    condition=jnp.asarray(condition),
+    tile=(window, overlap),
+    **options,
+  )
+  return np.asarray(image)[0, :height, :width]
+
+
 def in_range(images) -> np.ndarray:
   """Images in bytes as float32 in [−1, 1]; others are as they are."""
   images = np.asarray(images)

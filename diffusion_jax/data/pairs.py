@@ -123,10 +123,7 @@ class Saliency(Paired):
 
 
 class Inpaint(Paired):
-  """Images with holes of files, which are of the files' sizes or of that to which images are brought.
-
-  A hole is where a file is at least half white or, if it has no value above 127, not black.
-  """
+  """Images with holes of files, see `holes_of`: of the image files' sizes, or of that to which images are brought."""
 
   pattern = r"_mask\d*"
 
@@ -155,11 +152,16 @@ class Inpaint(Paired):
   def _mask(self, image, i):
     import PIL.Image
 
-    pixels = np.asarray(transforms.converted(image, 1))
-    holes = np.where(pixels >= (128 if pixels.max() > 127 else 1), np.uint8(255), np.uint8(0))
-    if holes.shape == self.image_shape[:2]:
-      return (holes[..., None] > 0).astype(np.uint8)
+    mask = holes_of(np.asarray(transforms.converted(image, 1)))
+    if mask.shape == self.image_shape[:2]:
+      return mask[..., None]
+    holes = mask * np.uint8(255)
     return (self._cut(PIL.Image.fromarray(holes), i) > 127).astype(np.uint8)
+
+
+def holes_of(pixels: np.ndarray) -> np.ndarray:
+  """Where a mask has holes, 1 there, of `pixels`'s shape: at least half white or, if none is, not black."""
+  return (pixels >= (128 if pixels.max() > 127 else 1)).astype(np.uint8)
 
 
 def of_config(config, source: Files | Crops) -> Source:
