@@ -1,11 +1,11 @@
-"""Decoupled Diffusion Models' Figure 3: error of the estimated x_0 by time, of DDPM, DDPM that predicts x_0 too, and DDM.
+"""Figure 3 of Decoupled Diffusion Models: error of the estimated x_0 by time, for DDPM, DDPM with an x_0 head, and DDM.
 
   python experiments/figures/ddm_error.py --out=results/decoupled --run=DDPM=runs/dual_digits_eps \\
     --run="DDPM + x_0=runs/dual_digits" --run=DDM=runs/ddm_digits
 
---run=NAME=WORKDIR, once a run: of method dual_output, whose t = 1..T is shown as t/T, or of method decoupled, all of the
-same data. A run of dual_output with all heads has two curves, of its image head ("NAME, by x_θ") and of the mix of both
-("NAME, mixed"); each samples by its own estimate.
+--run=NAME=WORKDIR, once a run: of method dual_output, whose t = 1..T is shown as t/T, or of method decoupled, all of
+the same data. A run of dual_output with all heads has two curves, of its image head ("NAME, by x_θ") and of the mix of
+both ("NAME, mixed"); each samples by its own estimate.
 
 OUT/figure3.png with OUT/figure3.csv, mean squared errors a pixel of three kinds:
 
