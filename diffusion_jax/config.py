@@ -34,7 +34,7 @@ def default() -> ConfigDict:
   c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
   c.data = ConfigDict()
-  c.data.name = "digits"  # digits, photos, zip, folder, npz, tfds
+  c.data.name = "digits"  # digits, photos, scenes (digits on photos), zip, folder, npz, tfds
   c.data.path = ""  # of the zip, folder or npz; for tfds the set's name, such as imagenet_resized/64x64
   c.data.data_dir = ""  # where TFDS keeps its sets; "" is its own default
   c.data.split = "train"
@@ -58,6 +58,8 @@ def default() -> ConfigDict:
   c.condition.encoder = "conv"  # conv: like the U-Net's own encoder; swin_t, swin_s, swin_b
   c.condition.weights = ""  # of a Swin: the published ImageNet weights (.pth); "": it starts at random
   c.condition.upsample = 1  # the condition is enlarged so many times before the encoder; Swin sees patches of 4 pixels
+  c.condition.resolution = 0  # of the condition; 0: the image's, as everywhere but for latents
+  c.condition.channels = 0  # of the condition; 0: the image's, of saliency 3
   c.condition.cross_attention = ()  # resolutions at which the U-Net attends to the condition too
 
   c.latent = ConfigDict()  # diffusion of an autoencoder's latents; of data.name = "latents" alone
@@ -107,6 +109,7 @@ def default() -> ConfigDict:
 
   c.decoupled = ConfigDict()  # method "decoupled": heads of φ, by which the image fades to zero, and of noise
   c.decoupled.attenuation = "constant"  # h_t: constant, linear, quadratic, exponential, sine
+  c.decoupled.t_min = 1e-4  # t ~ U[t_min, 1); near 1 x_t says nothing of the image: a task's becomes a regression
   c.decoupled.clamp = False  # the free parameters of φ to [−1, 1]
   c.decoupled.decoder = "two"  # two: one for each head; branch: one, and two convolutions for the noise; one: shared
   c.decoupled.preconditioned = True  # False: heads are taken as they are
@@ -127,8 +130,8 @@ def default() -> ConfigDict:
   c.optimizer = ConfigDict()  # Adam
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_images = 10_000_000  # the rate rises linearly over this many images
-  c.optimizer.decay_images = 0  # the rate falls as (1 − seen/decay_images)^decay_power; 0: it does not
-  c.optimizer.decay_power = 0.96
+  c.optimizer.decay_power = 0.0  # the rate falls as (1 − seen/decay_images)^decay_power; 0: it does not
+  c.optimizer.decay_images = 0  # 0: those of the whole run, train.num_steps·train.batch_size
   c.optimizer.min_learning_rate = 0.0  # that it falls to
   c.optimizer.beta1 = 0.9
   c.optimizer.beta2 = 0.999
@@ -192,6 +195,7 @@ def default() -> ConfigDict:
 
 
 TRANSFORMS = ("resize", "center-crop", "center-crop-wide", "center-crop-dhariwal")  # see data/transforms.py
+TASKS = ("superres", "inpaint", "saliency")  # see data/tasks.py
 
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
@@ -231,6 +235,8 @@ def check(config: ConfigDict, device_count: int | None = None):
   for field in _NOT_NEGATIVE:
     if not given[field] >= 0:
       raise wrong(field, given[field], "must not be negative")
+  if not 0 < config.decoupled.t_min < 1:
+    raise wrong("decoupled.t_min", config.decoupled.t_min, "must be in (0, 1)")
   for field in ("label_dropout", "optimizer.beta1", "optimizer.beta2"):
     if not 0 <= given[field] < 1:
       raise wrong(field, given[field], "must be in [0, 1)")
@@ -245,6 +251,7 @@ def check(config: ConfigDict, device_count: int | None = None):
   if config.data.transform:
     choose("data.transform", config.data.transform, TRANSFORMS)
   choose("data.cache", config.data.cache, ("auto", "none", "host", "device"))
+  _check_task(config)
   if not 0 <= config.data.augment <= 1:
     raise wrong("data.augment", config.data.augment, "must be a probability in [0, 1]")
   if config.data.augment and config.data.flip and config.method != "dpdm":
@@ -279,6 +286,30 @@ def check(config: ConfigDict, device_count: int | None = None):
   if device_count and train.batch_size % (device_count * train.accumulation):
     expected = f"must be a multiple of {device_count} devices × accumulation {train.accumulation}"
     raise wrong("train.batch_size", train.batch_size, expected)
+
+
+def _check_task(config: ConfigDict):
+  task, data = config.task, config.data
+  choose("task.name", task.name, ("", *TASKS))
+  choose("task.masks", task.masks, ("strokes", "boxes", "mixed"))
+  own = {"scale": "superres", "masks": "inpaint"}
+  for field, value in default().task.items():
+    idle = not task.name or task.name != own.get(field, task.name)
+    if field != "name" and idle and task[field] != value:
+      raise wrong(f"task.{field}", task[field], f"must be {value!r} for task {task.name or 'none'!r}")
+  if not task.name:
+    return
+  if config.method not in ("decoupled", "dual_output"):
+    expected = f"must be '' for method {config.method!r}; decoupled and dual_output have tasks"
+    raise wrong("task.name", task.name, expected)
+  if data.augment:
+    raise wrong("data.augment", data.augment, "must be 0 with a task, whose condition is not augmented")
+  if config.train.score_every:
+    raise wrong("train.score_every", config.train.score_every, "must be 0 with a task")
+  if task.name == "superres" and (task.scale < 2 or data.resolution % task.scale):
+    raise wrong("task.scale", task.scale, f"must be at least 2 and divide data.resolution ({data.resolution})")
+  if task.name == "saliency" and data.channels != 1:
+    raise wrong("data.channels", data.channels, "must be 1 for task 'saliency', whose images are masks")
 
 
 def _check_sampling(config: ConfigDict):
@@ -352,6 +383,11 @@ def _check_decoupled(config: ConfigDict):
     if sampling[field] != value:
       expected = f"must be {value!r} for decoupled.attenuation {config.decoupled.attenuation!r}, not a Gaussian process"
       raise wrong(f"sampling.{field}", sampling[field], expected)
+
+
+def decay_images(config: ConfigDict) -> int:
+  """The images over which a run's learning rate falls, where it does."""
+  return config.optimizer.decay_images or config.train.num_steps * config.train.batch_size
 
 
 def ratios(text: str) -> tuple[float, ...] | None:

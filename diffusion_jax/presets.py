@@ -168,8 +168,8 @@ ATTENUATIONS = ("constant", "linear", "quadratic", "exponential", "sine")
 def set_decoupled(config: ConfigDict, attenuation: str, end_rate: float = 0.1):
   """Puts a decoupled process into a config, sampled by Algorithm 2 in 10 uniform steps, with the code's refit.
 
-  The rate falls to `end_rate` of itself over the run's images as they are now, from the first on; AdamW with the
-  published code's weight decay .01 and clipping at 1.
+  The rate falls to `end_rate` of itself over the run, from its first image on; AdamW with the published code's weight
+  decay .01 and clipping at 1.
 
   Args:
     config: changed in place.
@@ -178,11 +178,16 @@ def set_decoupled(config: ConfigDict, attenuation: str, end_rate: float = 0.1):
   """
   config.method = "decoupled"
   config.decoupled.attenuation = attenuation
-  optimizer = config.optimizer
-  optimizer.update(warmup_images=0, clip_norm=1.0, weight_decay=0.01)
-  optimizer.decay_images = config.train.num_steps * config.train.batch_size
-  optimizer.min_learning_rate = end_rate * optimizer.learning_rate
+  config.optimizer.update(decoupled_optimizer(config.optimizer.learning_rate, end_rate))
   config.sampling.update(sampler="decoupled", grid="decoupled", num_steps=10, refit=1.0)
+
+
+def decoupled_optimizer(learning_rate: float, end_rate: float = 0.1) -> dict:
+  """The fields of config.optimizer with which the published code trains decoupled diffusion; see `set_decoupled`."""
+  return dict(
+    learning_rate=learning_rate, min_learning_rate=end_rate * learning_rate, decay_power=0.96, warmup_images=0,
+    clip_norm=1.0, weight_decay=0.01,
+  )  # fmt: skip
 
 
 def set_classifier(config: ConfigDict, process: str):
@@ -195,3 +200,38 @@ def set_classifier(config: ConfigDict, process: str):
   config.method = "classifier"
   config.classifier.process = process
   config.label_dropout = 0.0
+
+
+TASK_METHODS = ("ddm", "ddpm", "regression")
+
+
+def small_task(task: str, data: str, method: str) -> ConfigDict:
+  """A conditional task on 16×16 images, for minutes on a CPU.
+
+  Args:
+    task: superres, inpaint or saliency.
+    data: photos or scenes.
+    method: ddm, Algorithm 2 in 5 steps; ddpm, the same network with the noise head alone, ancestral in as many;
+      regression, ddm trained at t near 1 alone, where x_t says nothing of the image, sampled in one step.
+
+  Returns:
+    The config.
+  """
+  c = small()
+  c.task.name = task
+  channels = 1 if task == "saliency" else 3
+  c.data.update(name=data, resolution=16, channels=channels, num_classes=0, flip=True)
+  c.network.attention_resolutions = (8,)
+  c.condition.cross_attention = (8,)
+  c.label_dropout = 0.0
+  c.train.update(num_steps=2_000, checkpoint_every=500, sample_every=1_000)
+  set_decoupled(c, "constant")
+  c.sampling.num_steps = 5
+  if method == "ddpm":
+    set_dual(c, "linear")
+    c.dual.heads = "eps"
+    c.sampling.update(sampler="ddpm", num_steps=5, refit=0.0, clip=1.0)
+  if method == "regression":
+    c.decoupled.update(t_min=0.999, weight="ones")
+    c.sampling.num_steps = 1
+  return c

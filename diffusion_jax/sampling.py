@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import guidance as guidance_lib
-from diffusion_jax import mesh, samplers, times
+from diffusion_jax import mesh, samplers, tiling, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose, ratios, wrong
@@ -212,6 +212,7 @@ def generate(
   batch_size: int = 256,
   progress=None,
   classifier: guidance_lib.Classifier | None = None,
+  condition=None,
 ) -> np.ndarray:
   """Draws one image a seed by the sampler of config.sampling, in batches laid over the local devices.
 
@@ -224,13 +225,19 @@ def generate(
     batch_size: images at a time.
     progress: called with the number of images of each batch done.
     classifier: `training.classifiers.from_config(config)`, that of config.sampling.
+    condition: [N, h, w, c] uint8 or in [−1, 1], what each image is made from, for a run with a task.
 
   Returns:
     [N, H, W, C] float32, not clipped.
 
   Raises:
-    ValueError: config.sampling has a classifier_scale, and there is no classifier.
+    ValueError: config.sampling has a classifier_scale, and there is no classifier; or a run with a task has no
+      condition for each seed.
   """
+  if bool(config.task.name) != (condition is not None) or (condition is not None and len(condition) != len(seeds)):
+    wanted = f"must hold {len(seeds)} images, one a seed" if config.task.name else "must be None"
+    given = None if condition is None else list(np.shape(condition))
+    raise ValueError(f"condition {wanted} for config.task.name = {config.task.name!r}, got {given}")
   setting, seeds = config.sampling, np.asarray(seeds)
   if setting.classifier_scale and classifier is None:
     expected = "needs generate(..., classifier=training.classifiers.from_config(config))"
@@ -260,6 +267,7 @@ def generate(
         ratio=ratio,
         clip=setting.clip or None,
         classifier=classifier,
+        condition=None if condition is None else mesh.spread(in_range(condition[rows])),
         **options,
       )
     )
@@ -277,14 +285,24 @@ def generate_together(
   labels=None,
   progress=None,
   classifier: guidance_lib.Classifier | None = None,
+  condition=None,
 ) -> np.ndarray:
   """`generate` by all hosts, each of which draws its share and gets all images; they are those of one host."""
   seeds = np.asarray(seeds)
   labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
   rows = mesh.host_share(len(seeds))
   labels = None if labels is None else labels[rows]
-  images = generate(config, method, variables, seeds[rows], labels, progress=progress, classifier=classifier)
+  condition = None if condition is None else condition[rows]
+  images = generate(
+    config, method, variables, seeds[rows], labels, progress=progress, classifier=classifier, condition=condition
+  )
   return mesh.gather_hosts(images)[: len(seeds)]
+
+
+def in_range(images) -> np.ndarray:
+  """Images in bytes as float32 in [−1, 1]; others are as they are."""
+  images = np.asarray(images)
+  return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images
 
 
 def sample(
@@ -301,6 +319,8 @@ def sample(
   ratio: tuple[Array, Array] | None = None,
   clip: float | None = None,
   classifier: guidance_lib.Classifier | None = None,
+  condition: Array | None = None,
+  tile: tuple[int, int] | None = None,
   **options,
 ):
   """Draws images.
@@ -321,13 +341,17 @@ def sample(
     clip: limit of estimated images, see `guidance.threshold`; None does not clip.
     classifier: guides towards the labels, after `guidance` and before `clip`, in the method's own process; -1 is not
       guided. None, or one with the number 0 for its scale, is not evaluated.
+    condition: [B, h, w, c] in [−1, 1], what the images are made from, of a run with a task; None is none.
+    tile: (window, overlap) for images larger than the network's: the window is its resolution, the condition has the
+      images' size, at least a window. See `tiling.tiled`.
     **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans and strings not.
 
   Returns:
     Images [B, H, W, C], not clipped; with trajectory, (images, states [n+1, B, H, W, C]).
 
   Raises:
-    ValueError: the method has no such sampler, or guidance was asked for without labels, by a classifier too.
+    ValueError: the method has no such sampler, guidance was asked for without labels, by a classifier too, or a
+      condition is not one of this method or of these images.
   """
   if sampler not in method.samplers:
     raise ValueError(f"sampler must be one of {', '.join(method.samplers)} for this method, got {sampler!r}")
@@ -337,6 +361,8 @@ def sample(
     classifier = None
   if classifier is not None and labels is None:
     raise ValueError("a classifier needs labels [B], got None")
+  if condition is not None:
+    _check_condition(method, condition, keys, image_shape, tile)
   judge = None if classifier is None else (classifier.logits, classifier.process, classifier.num_classes)
   guide = None if classifier is None else (classifier.variables, jnp.float32(classifier.scale))
   process = process or method.process
@@ -349,7 +375,7 @@ def sample(
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   out = _sample(
     method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static, judge,
-    variables, keys, padded, labels, guidance, ratio, clip, guide, traced,
+    method.encode, tile, variables, keys, padded, labels, guidance, ratio, clip, guide, condition, traced,
   )  # fmt: skip
   if not trajectory:
     return out
@@ -366,16 +392,35 @@ def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.nd
   return np.append(np.where(moved, process.inverse(known), grid[:-1]), 0.0) if moved.any() else grid
 
 
-@functools.partial(jax.jit, static_argnums=range(8))
+def _check_condition(method: Method, condition, keys, image_shape, tile):
+  if method.encode is None:
+    raise ValueError("condition must be None for this method, which was trained without a task")
+  shape = jnp.shape(condition)
+  if len(shape) != 4 or shape[0] != len(keys):
+    raise ValueError(f"condition must be [{len(keys)}, h, w, c] for {len(keys)} keys, got shape {list(shape)}")
+  if tile and (shape[1:3] != tuple(image_shape[:2]) or min(shape[1:3]) < tile[0]):
+    expected = f"the images' {list(image_shape[:2])}, at least a window of {tile[0]}"
+    raise ValueError(f"condition must have the size of {expected}, got shape {list(shape)}")
+
+
+@functools.partial(jax.jit, static_argnums=range(10))
 def _sample(
-  denoise_fn, source, process, sampler, image_shape, trajectory, static, judge,
-  variables, keys, grid, labels, scale, ratio, clip, guide, traced,
+  denoise_fn, source, process, sampler, image_shape, trajectory, static, judge, encode, tile,
+  variables, keys, grid, labels, scale, ratio, clip, guide, condition, traced,
 ):  # fmt: skip
   cond = {name: value for name, value in (("label", labels), ("ratio", ratio)) if value is not None}
-  denoise = lambda x, t: denoise_fn(variables, x, t, cond or None)
+  if condition is not None and tile is None:
+    cond["condition"] = encode(variables, condition)  # once, not at every step
+
+  def given(**more):
+    if tile is None:
+      return lambda x, t: denoise_fn(variables, x, t, {**cond, **more} or None)
+    part = lambda x, t, condition: denoise_fn(variables, x, t, {**cond, **more, "condition": condition})
+    return tiling.tiled(part, condition, *tile)
+
+  denoise = given()
   if scale is not None:
-    unconditional = lambda x, t: denoise_fn(variables, x, t, {**cond, "label": jnp.full_like(labels, -1)})
-    denoise = guidance_lib.classifier_free(denoise, unconditional, scale)
+    denoise = guidance_lib.classifier_free(denoise, given(label=jnp.full_like(labels, -1)), scale)
   if judge is not None:
     classifier = guidance_lib.Classifier(*judge, *guide)
     log_prob = guidance_lib.reframe(classifier.log_prob(labels), classifier.process, source)

@@ -3,12 +3,14 @@
   python experiments/evaluate.py --workdir=runs/edm_digits --samplers=heun,euler --nfe=9,17,35
   python experiments/evaluate.py --checkpoint=edm-cifar10-32x32-cond-vp.pkl --reference=cifar10-32x32.npz \\
     --inception=weights-inception-2015-12-05-6726825d.pth --out=cifar10
+  python experiments/evaluate.py --workdir=runs/ddm_superres --split=test --nfe=5,10
   python experiments/evaluate.py --images=samples.zip --data=zip:cifar10-train.zip --inception=... --out=mine
 
 Writes OUT/scores.jsonl (every score with its provenance), scores.md (the table), scores.png (score against evaluations,
-a line a sampler) and the first hundred images of every setting. The same command goes on where it was interrupted, and
-computes no score twice. A σ_min of DPDM's grid that is searched is kept in the workdir's sigma_min.json, that of a
-published checkpoint in OUT's.
+a line a sampler) and the first hundred images of every setting. A run with a task makes images from the conditions of
+--split, or of --data with --task_path: its table begins with what the task comes to without a model, its pictures show
+condition, image and truth. The same command goes on where it was interrupted, and computes no score twice. A σ_min of
+DPDM's grid that is searched is kept in the workdir's sigma_min.json, that of a published checkpoint in OUT's.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, sigma_min, statistics
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation import r_table as r_table_lib
+from diffusion_jax.evaluation import tasks as tasks_lib
 from diffusion_jax.evaluation.records import Records
 from diffusion_jax.training import classifiers
 
@@ -34,7 +37,7 @@ _SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler 
 _NFE = flags.DEFINE_list("nfe", None, "Network evaluations to compare; --num_steps or the run's own by default.")
 _IMAGES = flags.DEFINE_string("images", None, "A zip of PNGs, or an .npz with the array `images`, in place of a model.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the results; WORKDIR/evaluation by default.")
-model_flags = cli.ModelFlags()
+model_flags = cli.ModelFlags(task=None)
 score_flags = cli.ScoreFlags()
 start_hosts = cli.define_hosts()
 
@@ -43,7 +46,7 @@ def main():
   start_hosts()
   if _IMAGES.value:
     out = epath.Path(_OUT.value or "evaluation")
-    source, subjects = image_subject(_IMAGES.value)
+    (source, subjects), examples = image_subject(_IMAGES.value), None
     scorers = score_flags.scorers(None, source.image_shape)
     available = len(source)
   else:
@@ -55,6 +58,7 @@ def main():
     chosen = settings(config, method)
     scorers = score_flags.scorers(config, (config.data.resolution, config.data.resolution, config.data.channels))
     available = None
+    examples = tasks_lib.source_of(scorers) if config.task.name else None
   num_images, blocks = score_flags.protocol(scorers, available)
   try:
     out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,10 @@ def main():
     for label, each in chosen.items():
       each = cli.checked(r_table_lib.resolve, each, *kept, take)
       each = cli.checked(sigma_min.resolve, each, *kept, take, scorers)
-      subjects[label] = bench.of_model(checkpoint, each, take)
+      subjects[label] = tasks_lib.subject(checkpoint, each, take, scorers)
+    if examples is not None:
+      label, simple = tasks_lib.simple(config.task, examples)
+      subjects = {(label, None): simple, **subjects}
 
   records, rows = Records(out / "scores.jsonl"), []
   first = jax.process_index() == 0
@@ -74,7 +81,7 @@ def main():
     for (sampler, nfe), subject in subjects.items():
       bar.set_description(f"{sampler} {nfe}" if nfe else sampler)
       picture = out / f"images_{sampler}_{nfe or 0}.png"
-      subject = dataclasses.replace(subject, draw=keep_first(subject.draw, picture))
+      subject = dataclasses.replace(subject, draw=keep_first(subject.draw, picture, examples))
       found = cli.checked(bench.score, subject, scorers, records, num_images, blocks, progress=bar.update)
       rows.append((sampler, nfe, bench.summary(found)))
   if first:
@@ -117,8 +124,11 @@ def _npz(path: str) -> sources.Arrays:
   return sources.Arrays("images", "all", images, np.zeros(len(images), np.int32), 0)
 
 
-def keep_first(make_draw: Callable, path: epath.Path) -> Callable:
-  """The same draw, which also writes the first images it draws as a grid."""
+def keep_first(make_draw: Callable, path: epath.Path, examples: sources.Source | None = None) -> Callable:
+  """The same draw, which also writes the first images it draws as a grid.
+
+  With a task these are `examples`, the first thirty of them or so, in rows: condition, image, truth.
+  """
 
   def wrapped():
     draw, nfe = make_draw()
@@ -127,7 +137,8 @@ def keep_first(make_draw: Callable, path: epath.Path) -> Callable:
       images = draw(seeds)
       if 0 in seeds and jax.process_index() == 0:
         scale = 4 if images.shape[1] < 32 else 1
-        images_lib.save_png(path, images[:100], columns=10, scale=scale, overwrite=True)
+        shown = images[:100] if examples is None else tasks_lib.beside(examples, seeds, images)
+        images_lib.save_png(path, shown, columns=10, scale=scale, overwrite=True)
       return images
 
     return drawn, nfe
@@ -152,11 +163,12 @@ def write(out: epath.Path, rows, scorers, num_images: int, blocks: int):
     text += "\n\n" + digits_scale()
   print(text)
   (out / "scores.md").write_text(text + "\n")
-  if all(nfe for _, nfe, _ in rows):
+  drawn = [row for row in rows if row[1]]
+  if drawn:
     panels = {
       report.title(*key): {
-        sampler: [(nfe, stats[key]["mean"], stats[key]["std"]) for name, nfe, stats in rows if name == sampler]
-        for sampler in dict.fromkeys(name for name, _, _ in rows)
+        sampler: [(nfe, stats[key]["mean"], stats[key]["std"]) for name, nfe, stats in drawn if name == sampler]
+        for sampler in dict.fromkeys(name for name, _, _ in drawn)
       }
       for key in keys
     }

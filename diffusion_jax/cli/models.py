@@ -30,11 +30,14 @@ class Model(NamedTuple):
 class ModelFlags:
   """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False.
 
-  With `classifier` the run is one of method classifier, and else of one that draws images.
+  With `classifier` the run is one of method classifier, and else of one that draws images: from noise alone, with
+  `task` from a condition, either with None.
   """
 
-  def __init__(self, published: bool = True, sampling: bool = True, classifier: bool = False):
-    self._classifier = classifier
+  def __init__(
+    self, published: bool = True, sampling: bool = True, classifier: bool = False, task: bool | None = False
+  ):
+    self._classifier, self._task = classifier, task
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
     self._step = flags.DEFINE_string("step", None, "Which checkpoint of the run, or best; the newest by default.")
     self._published = None
@@ -87,7 +90,8 @@ class ModelFlags:
     if self.published:
       model = open_published(self._pickle(), "--checkpoint", self._with_sampler_flags)
     else:
-      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags, self._classifier)
+      kind = (self._classifier, self._task)
+      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags, *kind)
     return self.measured(model) if search else model
 
   def measured(self, model: Model) -> Model:
@@ -121,6 +125,7 @@ def open_run(
   step: str | None = None,
   override: Callable = ConfigDict.copy_and_resolve_references,
   classifier: bool = False,
+  task: bool | None = False,
 ) -> Model:
   """Loads a run's checkpoint.
 
@@ -130,6 +135,7 @@ def open_run(
     step: a number, or "best"; the newest by default.
     override: config -> config; puts the user's fields in.
     classifier: whether the run must be of method classifier, or of one that draws images.
+    task: whether it must have a task, or none; None takes either.
 
   Raises:
     UsageError: there is no such checkpoint, it cannot be read, or it is of the other kind.
@@ -144,6 +150,9 @@ def open_run(
       draws = "draws no images; experiments/classify.py measures it"
       expected = f"expected a run of method 'classifier', not {config.method!r}" if classifier else draws
       raise UsageError(f"{flag}={path}: {'' if classifier else 'a classifier, which '}{expected}")
+    if task is not None and task != bool(config.task.name):
+      made = f"makes images from others ({config.task.name}): experiments/evaluate.py and tasks.py give it these"
+      raise UsageError(f"{flag}={path}: a run that {made if config.task.name else 'has no task'}")
     config = override(config)
     number = int(mesh.from_first_host(lambda: str(choose(path))))
     return Model(config, *checkpoint.load_for_inference(path, number, config), number, f"step {number}")

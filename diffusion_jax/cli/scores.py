@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.cli.program import UsageError, checked
-from diffusion_jax.evaluation import bench, scoring
+from diffusion_jax.evaluation import bench, scoring, tasks
 
 
 class ScoreFlags:
@@ -31,6 +31,8 @@ class ScoreFlags:
     self._reference = flags.DEFINE_string("reference", None, "Statistics of the real images: .npz of `mu` and `sigma`.")
     images = "The real images: digits, photos, zip:FILE, folder:PATH, npz:FILE or tfds:NAME; the run's own by default."
     self._data = flags.DEFINE_string("data", None, images)
+    task_path = "What belongs to the images of --data, for a run with a task: a folder as config.task.path."
+    self._task_path = flags.DEFINE_string("task_path", None, task_path)
     self._split = flags.DEFINE_string("split", None, "Their split; all of digits, else the run's own by default.")
     self._num_images = flags.DEFINE_integer("num_images", None, "Images a block; as many as the real ones by default.")
     best = "" if images else "; papers report the best of three"
@@ -63,10 +65,16 @@ class ScoreFlags:
       if name != config.data.name:  # how the run's own images lie and are brought to their size is not how these are
         config.data.update(transform="", data_dir="")
       config.data.update(name=name, path=path, split=self._split.value or "train")
+      config.task.path = self._task_path.value or ""
+    elif self._task_path.value:
+      raise UsageError(f"--task_path={self._task_path.value}: goes with --data, whose images it belongs to")
     config.data.update(resolution=image_shape[0], channels=image_shape[-1], num_classes=0)
     if self._split.value:
       config.data.split = self._split.value
     files = {name: flag.value for name, flag in self._files.items()}
+    if config.task.name:
+      metrics = self._metrics.value or self._default
+      return checked(tasks.scorers_for, config, metrics, self._extractor.value, files, self._reference.value)
     return checked(
       bench.scorers_for, config, self._metrics.value or self._default, self._extractor.value, files,
       self._reference.value, whole=not self._split.value, images=self._needs_images,

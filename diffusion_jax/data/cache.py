@@ -7,6 +7,7 @@ from etils import epath
 
 from diffusion_jax.data.base import Arrays, Source, check_indices
 from diffusion_jax.data.decoded import Decoded
+from diffusion_jax.data.tasks import Conditioned
 
 _SHARE = 4  # a set is held by itself if it takes at most one in this many of the bytes available
 _CHUNK = 1024  # images gathered at a time
@@ -24,8 +25,9 @@ class Cached:
     self._source = source
     self.name, self.split, self.num_classes = source.name, source.split, source.num_classes
     self.image_shape, self.path = source.image_shape, getattr(source, "path", None)
-    nothing = source.gather(np.arange(0))
-    self._held = {key: np.empty((len(source), *x.shape[1:]), x.dtype) for key, x in nothing.items()}
+    if hasattr(source, "condition_shape"):
+      self.condition_shape = source.condition_shape
+    self._held = {key: np.empty((len(source), *x.shape[1:]), x.dtype) for key, x in _nothing(source).items()}
     self._read = np.zeros(len(source), bool)  # set after the image is there
 
   def __len__(self):
@@ -54,22 +56,29 @@ class Cached:
 def cached(source: Source, mode: str) -> Source:
   """The source as config.data.cache says: "none", "host", "device" (read once like host), or "auto".
 
-  "auto" holds the set if it takes at most a quarter of the memory available now. Sources in memory stay as they are.
+  "auto" holds the set if it takes at most a quarter of the memory available now, images and what they are made from.
+  Sources in memory stay as they are, but for conditions that are computed from them.
   """
-  if mode == "none" or not isinstance(source, Decoded):
+  if mode == "none" or not isinstance(source, Decoded | Conditioned):
     return source
-  fits = len(source) * int(np.prod(source.image_shape)) * _SHARE <= available_memory()
+  example = sum(int(np.prod(x.shape[1:])) * x.itemsize for key, x in _nothing(source).items() if key != "label")
+  fits = len(source) * example * _SHARE <= available_memory()
   return Cached(source) if mode != "auto" or fits else source
 
 
 def everything(source: Source) -> dict[str, np.ndarray]:
   """All of a source: "image" [N, H, W, C] uint8 or float32 in [−1, 1], and "label" [N] int32; not to be written to.
 
-  What is in memory already is not copied.
+  Of a source with a task also what its images are made from. What is in memory already is not copied.
   """
   if isinstance(source, Arrays):
     return {"image": source.images, "label": source.labels}
   return (source if isinstance(source, Cached) else Cached(source)).whole()
+
+
+def _nothing(source: Source) -> dict[str, np.ndarray]:
+  """What `source` gathers, of no example: its keys, shapes and types."""
+  return source.gather(np.arange(0))
 
 
 def available_memory(root="/") -> int:

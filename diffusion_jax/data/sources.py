@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable
 
 from diffusion_jax import config as config_lib
+from diffusion_jax.data import tasks
 from diffusion_jax.data.base import Arrays, DataError, Numbers, Source, check_indices, known
-from diffusion_jax.data.builtin import digits, digits_split, photos
+from diffusion_jax.data.builtin import digits, digits_split, photos, scenes
 from diffusion_jax.data.cache import Cached, cached, everything
 from diffusion_jax.data.folders import folder
 from diffusion_jax.data.measure import measure_sigma
@@ -19,11 +20,12 @@ from diffusion_jax.data.zips import zipped
 
 __all__ = [
   "SOURCES", "Arrays", "Cached", "DataError", "Numbers", "Source", "Transform", "cached", "check_indices", "digits",
-  "digits_split", "everything", "folder", "from_config", "load", "measure_sigma", "npz", "photos", "tfds", "zipped",
+  "digits_split", "everything", "folder", "from_config", "load", "measure_sigma", "npz", "photos", "scenes", "tfds",
+  "zipped",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[..., Source]] = {
-  "digits": digits, "photos": photos, "zip": zipped, "folder": folder, "npz": npz, "tfds": tfds
+  "digits": digits, "photos": photos, "scenes": scenes, "zip": zipped, "folder": folder, "npz": npz, "tfds": tfds
 }  # fmt: skip
 
 
@@ -33,7 +35,8 @@ def load(name: str, split: str, **options) -> Source:
   Args:
     name: one of SOURCES.
     split: which part; see the source's own function.
-    **options: the source's own: `photos` takes resolution and stride, the others but `digits` a path.
+    **options: the source's own: `photos` takes resolution and stride, `scenes` resolution, the others but `digits` a
+      path.
 
   Raises:
     ValueError: an unknown name, split or option (with the nearest valid one), an option out of range, or data that
@@ -69,6 +72,8 @@ def from_config(config) -> Source:
   except ValueError as error:
     field = getattr(error, "option", "path")
     raise config_lib.wrong(f"data.{field}", data[field], str(error)) from None
+  if config.task.name:
+    source = tasks.of_config(config, source)
   shape = (data.resolution, data.resolution, data.channels)
   if source.image_shape != shape:
     hint = "; data.transform brings them to a size" if "transform" in takes else ""

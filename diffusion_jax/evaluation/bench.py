@@ -44,6 +44,7 @@ class Subject:
     labels: how classes were chosen, in words; None without classes.
     recovery: {"sigma", "images": SHA-256} where real images are perturbed and denoised, see `recovery.of_model`.
     classifier: {"name", "step", "sha256"} of the one that guides, if one does.
+    task: the fields of config.task with the SHA-256 of the conditions, see `tasks.of_model`.
   """
 
   checkpoint: dict
@@ -52,6 +53,7 @@ class Subject:
   labels: str | None = None
   recovery: dict | None = None
   classifier: dict | None = None
+  task: dict | None = None
 
 
 def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subject:
@@ -145,7 +147,7 @@ def scorers_for(
 def wanted(subject: Subject, scorers: Sequence[Scorer], num_images: int, blocks: int, first: int = 0) -> list[dict]:
   """The records, without values, of all scores of a subject: block by block, in the order of scorers and metrics."""
   out = []
-  extra = {name: getattr(subject, name) for name in ("classifier", "recovery")}
+  extra = {name: getattr(subject, name) for name in ("classifier", "recovery", "task")}
   extra = {name: value for name, value in extra.items() if value is not None}  # other records have no such field
   for block in range(blocks):
     start = first + block * num_images
@@ -153,7 +155,7 @@ def wanted(subject: Subject, scorers: Sequence[Scorer], num_images: int, blocks:
       extractor = scorer.extractor
       for metric in scorer.metrics:
         reference = scorer.reference(metric)
-        layer = extractor.logits if scoring.METRICS[metric][0] == "logits" else extractor.features
+        layer = extractor.logits if metric == "inception_score" else extractor.features
         out.append(
           {
             "metric": metric,

@@ -27,6 +27,29 @@ def to_uint8(images) -> np.ndarray:
   return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)
 
 
+def compared(sets: Sequence, columns: int) -> np.ndarray:
+  """Several sets of the same examples for a `grid`: a row of `columns` of each set, then the next examples.
+
+  Args:
+    sets: images [N, H, W, C], uint8 or in [−1, 1]; all of one size, N a multiple of columns; C is 1 or that of others.
+    columns: examples a row.
+
+  Returns:
+    uint8 [len(sets)·N, H, W, C].
+
+  Raises:
+    ValueError: wrong shapes or kinds.
+  """
+  sets = [np.asarray(images) for images in sets]
+  if any(images.ndim != 4 or images.shape[:3] != sets[0].shape[:3] for images in sets) or len(sets[0]) % columns:
+    raise ValueError(f"sets must be [N, H, W, C], N of {columns}, got {[list(images.shape) for images in sets]}")
+  channels = max(images.shape[-1] for images in sets)
+  sets = [images if images.dtype == np.uint8 else to_uint8(images) for images in sets]
+  sets = [np.broadcast_to(images, (*images.shape[:3], channels)) for images in sets]
+  rows = [images.reshape(-1, 1, columns, *images.shape[1:]) for images in sets]
+  return np.concatenate(rows, 1).reshape(-1, *rows[0].shape[3:])
+
+
 def grid(images, columns: int | None = None, scale: int = 1) -> np.ndarray:
   """Tiles images row by row, one pixel apart.
 

@@ -35,7 +35,7 @@ METRICS = {
   "kernel_distance": ("features", True),
   "memorised": ("features", True),
 }
-LARGER_IS_BETTER = ("inception_score", "precision", "recall")
+LARGER_IS_BETTER = ("inception_score", "precision", "recall", "psnr")
 
 
 class Scorer:
@@ -91,8 +91,8 @@ class Scorer:
     """The real images themselves; None where there are statistics alone."""
     return self._real if isinstance(self._real, RealImages) else None
 
-  def extract(self, images) -> dict[str, np.ndarray]:
-    """What is to be kept of uint8 images [n, H, W, C]: {"features", "logits"}, each [n, d]."""
+  def extract(self, images, seeds=None) -> dict[str, np.ndarray]:
+    """What is to be kept of uint8 images [n, H, W, C], whatever their seeds: {"features", "logits"}, each [n, d]."""
     out = self.extractor(images)
     wanted = {"features": self.extractor.features} if self._keeps & {"moments", "features"} else {}
     if "logits" in self._keeps:
@@ -145,7 +145,8 @@ class Scorer:
 
 def minimum_images(metrics: Sequence[str]) -> int:
   """The fewest images that all of the metrics are defined for."""
-  need = {"inception_score": SPLITS, "precision": neighbours.NEIGHBOURS + 1, "recall": neighbours.NEIGHBOURS + 1}
+  need = dict.fromkeys(("psnr", "mae", "mae_binary"), 1)
+  need |= {"inception_score": SPLITS, "precision": neighbours.NEIGHBOURS + 1, "recall": neighbours.NEIGHBOURS + 1}
   return max(need.get(metric, 2) for metric in metrics)
 
 
@@ -184,9 +185,10 @@ def score_block(
   host, saved, took = jax.process_index(), time.monotonic(), 0.0
   for start in range(done, len(seeds), chunk):
     part = seeds[start : start + chunk]
-    images = in_bytes(draw(part[mesh.host_share(len(part))]))
+    mine = part[mesh.host_share(len(part))]
+    images = in_bytes(draw(mine))
     for scorer in scorers:
-      extracted = {kind: mesh.gather_hosts(rows)[: len(part)] for kind, rows in scorer.extract(images).items()}
+      extracted = {kind: mesh.gather_hosts(rows)[: len(part)] for kind, rows in scorer.extract(images, mine).items()}
       scorer.add(extracted)
     done = start + len(part)
     if progress:

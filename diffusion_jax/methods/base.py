@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from diffusion_jax import config as config_lib
 from diffusion_jax import parameterization as par
 from diffusion_jax.data import augment
-from diffusion_jax.nets import unet
+from diffusion_jax.methods import conditions
+from diffusion_jax.nets import conditional, unet
 from diffusion_jax.process import Process
-from diffusion_jax.types import Array, Key
+from diffusion_jax.types import Array, Key, Params
 
 _ARCHITECTURES = {"ddpmpp": unet.ddpmpp, "ncsnpp": unet.ncsnpp, "adm": unet.adm}
 
@@ -22,7 +23,7 @@ class Method(NamedTuple):
   Attributes:
     init: (key, example_batch) -> TrainState.
     update: (state, batch, key) -> (state, metrics): one optimisation step; `batch` holds "image" [B, H, W, C],
-      "slot" [B] and, with classes, "label" [B].
+      "slot" [B] and, with classes, "label" [B], with a task "condition" [B, h, w, c].
     denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}, in training also
       "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B]. None for a method that draws nothing.
     process: the forward process of denoise's x and t.
@@ -32,6 +33,8 @@ class Method(NamedTuple):
       takes n steps, in their order.
     initial: roles of the networks that config.init_from gives its weights to.
     weight: of a method that has one: noise levels -> λ(σ), of the same shape, by which its loss weighs ‖x̂_0 − x_0‖².
+    encode: of a run with a task: (variables, condition [B, h, w, c] in [−1, 1]) -> cond["condition"] for denoise, which
+      takes the condition itself too. None for a run without.
   """
 
   init: Callable
@@ -43,36 +46,74 @@ class Method(NamedTuple):
   times: Callable | None = None
   initial: tuple[str, ...] = ("net",)
   weight: Callable | None = None
+  encode: Callable | None = None
 
 
 def network_from_config(
   config, heads: tuple[tuple[str, int], ...], decoders: int = 1, branch: bool = False
-) -> unet.UNet:
+) -> unet.UNet | conditional.Conditional:
   """The U-Net of config.network with the given heads; `decoders` and `branch` are the U-Net's.
+
+  With a task it comes with the encoder of config.condition.
 
   Raises:
     ConfigError: the network cannot be built.
   """
+  encoder, context = (None, ()) if not config.task.name else conditions.encoder_from_config(config)
   fields = {name: value for name, value in config.network.items() if name != "arch"}
   fields["freqs"] = fields["freqs"] or None
   make = config_lib.choose("network.arch", config.network.arch, _ARCHITECTURES)
   try:
-    return make(
+    network = make(
       heads=heads,
       decoders=decoders,
       branch=branch,
       resolution=config.data.resolution,
       num_classes=config.data.num_classes,
       augment_dim=augment.NUM_LABELS if config.data.augment else 0,
+      context=context,
+      cross_attention=config.condition.cross_attention,
       **fields,
     )
   except ValueError as error:
-    raise config_lib.ConfigError(f"config.{error}".replace("network.resolution", "data.resolution")) from None
+    message = f"config.{error}".replace("network.resolution", "data.resolution")
+    raise config_lib.ConfigError(message.replace("network.cross_attention", "condition.cross_attention")) from None
+  return network if encoder is None else conditional.Conditional(network, encoder)
+
+
+def init_network(network, key: Key, example_batch) -> Params:
+  """Parameters of a network for batches of these shapes."""
+  x = jnp.zeros(example_batch["image"].shape)
+  more = {"context": jnp.zeros(example_batch["condition"].shape)} if "condition" in example_batch else {}
+  return network.init(key, x, jnp.zeros(len(x)), **more)["params"]
+
+
+def apply_network(network, config, variables, x: Array, c_noise: Array, cond: dict | None):
+  """What a network of `network_from_config` says of its input x and c_noise, given `cond` (see `Method.denoise`)."""
+  cond = cond or {}
+  labels = one_hot(cond.get("label"), config.data.num_classes)
+  more = {} if cond.get("condition") is None else {"context": cond["condition"]}
+  return network.apply(variables, x, c_noise, labels, cond.get("augment"), cond.get("dropout"), **more)
+
+
+def encode_with(network) -> Callable | None:
+  """`Method.encode` of a network; None for one without a condition."""
+  if not isinstance(network, conditional.Conditional):
+    return None
+  return lambda variables, condition: network.apply(variables, condition, method="encode")
 
 
 def images_of(batch, keys: Key, flip: bool) -> Array:
   """A batch's images [B, H, W, C] in [−1, 1], float32; with `flip` each is mirrored or not by its key alone."""
-  images = batch["image"]
+  return _in_range(batch["image"], keys, flip)
+
+
+def condition_of(batch, keys: Key, flip: bool) -> Array | None:
+  """A batch's conditions [B, h, w, c], as `images_of` gives the images; None where it has none."""
+  return _in_range(batch["condition"], keys, flip) if "condition" in batch else None
+
+
+def _in_range(images: Array, keys: Key, flip: bool) -> Array:
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 127.5 - 1
   if flip:

@@ -51,24 +51,20 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   """
   setting, process = config.decoupled, process_from_config(config)
   network = network_from_config(config)
-  law = times.uniform(par.DECOUPLED_T_MIN, 1.0)
+  law = times.uniform(setting.t_min, 1.0)
   distance = choose("decoupled.loss", setting.loss, LOSSES)
   auto = losses.DECOUPLED_WEIGHTS["inverse" if process.parameters == 1 else "ones"]
   weights = choose("decoupled.weight", setting.weight, {"auto": auto, **losses.DECOUPLED_WEIGHTS})
 
   def denoise(variables, x, t, cond=None):
-    cond = cond or {}
-    labels = base.one_hot(cond.get("label"), config.data.num_classes)
-
     def network_fn(x, c_noise):
-      out = network.apply(variables, x, c_noise, labels, cond.get("augment"), cond.get("dropout"))
+      out = base.apply_network(network, config, variables, x, c_noise, cond)
       return out["phi"], out["eps"]
 
     return par.decoupled(network_fn, process, setting.preconditioned)(x, t)
 
   def init(key, example_batch):
-    x = jnp.zeros(example_batch["image"].shape)
-    params = network.init(key, x, jnp.zeros(len(x)))["params"]
+    params = base.init_network(network, key, example_batch)
     return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
 
   def draw_times(keys):
@@ -81,7 +77,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     t = draw_times(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
     label = base.labels_of(batch, stream(_LABEL), config)
-    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT)}
+    condition = base.condition_of(batch, stream(_AUGMENT), config.data.flip)
+    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT), "condition": condition}
     phi = process.encode(stream(_PHI), x0)
     x = process.perturb(phi, eps, t)
     pred = denoise({"params": params}, x, t, cond)
@@ -97,7 +94,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   update = update_lib.of_loss(config, loss_fn, axis_name)
   samplers = SAMPLERS + (GAUSSIAN_SAMPLERS if process.is_gaussian else ())
-  return base.Method(init, update, denoise, process, samplers, times=draw_times)
+  return base.Method(init, update, denoise, process, samplers, times=draw_times, encode=base.encode_with(network))
 
 
 def process_from_config(config) -> process_lib.Decoupled:

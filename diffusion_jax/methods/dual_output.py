@@ -69,8 +69,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return par.dual(chain, out["eps"], out["x"], out["r"], x, t, ratio, out.get("variance"))
 
   def init(key, example_batch):
-    x = jnp.zeros(example_batch["image"].shape)
-    params = network.init(key, x, jnp.zeros(len(x)))["params"]
+    params = base.init_network(network, key, example_batch)
     return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
 
   def draw_times(keys):
@@ -83,7 +82,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     t = draw_times(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
     label = base.labels_of(batch, stream(_LABEL), config)
-    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT)}
+    condition = base.condition_of(batch, stream(_AUGMENT), config.data.flip)
+    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT), "condition": condition}
     x = chain.perturb(x0, eps, t)
     out = heads({"params": params}, x, t, cond)
     if "x" in out:
@@ -102,7 +102,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   known = par.Unconditioned(chain)
   # L^ε + L^x as a weight of clean images' errors: ε_θ's error is 1/σ of an image's.
   weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight * (setting.heads == "dual")
-  return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight=weight)
+  encode = base.encode_with(network)
+  return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight=weight, encode=encode)
 
 
 def process_from_config(config) -> process_lib.Discrete:
@@ -123,10 +124,8 @@ def heads_from_config(config, network=None) -> Heads:
   network, last = network or network_from_config(config), process_from_config(config).num_steps
 
   def heads(variables, x, t, cond=None):
-    cond = cond or {}
-    labels = base.one_hot(cond.get("label"), config.data.num_classes)
     index = jnp.clip(process_lib.as_time(t), 1, last) - 1  # the network knows t = 1..T
     index = jnp.broadcast_to(index, x.shape[:1])
-    return network.apply(variables, x, index, labels, cond.get("augment"), cond.get("dropout"))
+    return base.apply_network(network, config, variables, x, index, cond)
 
   return heads

@@ -48,18 +48,14 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   edm = process.EDM()
 
   def denoise(variables, x, t, cond=None):
-    cond = cond or {}
-    labels = base.one_hot(cond.get("label"), config.data.num_classes)
-
     def network_fn(x, c_noise):
-      out = network.apply(variables, x, c_noise, labels, cond.get("augment"), cond.get("dropout"))
+      out = base.apply_network(network, config, variables, x, c_noise, cond)
       return (out["out"], out["variance"]) if config.edm.vlb_weight else out["out"]
 
     return par.precondition(network_fn, preconditioner)(x, t)
 
   def init(key, example_batch):
-    x = jnp.zeros(example_batch["image"].shape)
-    params = network.init(key, x, jnp.zeros(len(x)))["params"]
+    params = base.init_network(network, key, example_batch)
     return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
 
   def noise_levels(keys):
@@ -73,14 +69,19 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     eps = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(stream(_NOISE))
     label = base.labels_of(batch, stream(_LABEL), config)
     x = edm.perturb(y, eps, sigma)
-    pred = denoise({"params": params}, x, sigma, {"label": label, "augment": augment, "dropout": stream(_DROPOUT)})
+    condition = base.condition_of(batch, stream(_AUGMENT), config.data.flip)
+    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT), "condition": condition}
+    pred = denoise({"params": params}, x, sigma, cond)
     loss = weight(sigma) * losses.squared_error(pred.clean, y)
     if config.edm.vlb_weight:
       loss += config.edm.vlb_weight * preconditioner.num_levels * _variational_bound(preconditioner, pred, y, sigma)
     return jnp.mean(loss), {}
 
   update = update_lib.of_loss(config, loss_fn, axis_name)
-  return base.Method(init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels, weight=weight)
+  encode = base.encode_with(network)
+  return base.Method(
+    init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels, weight=weight, encode=encode
+  )
 
 
 def weight_from_config(config) -> Callable[[Array], Array]:

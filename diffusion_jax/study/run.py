@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
 from diffusion_jax.data import identity
-from diffusion_jax.evaluation import bench, features, r_table, records, recovery, sigma_min
+from diffusion_jax.evaluation import bench, features, r_table, records, recovery, sigma_min, tasks
 from diffusion_jax.evaluation.scoring import Scorer
 from diffusion_jax.interop import edm_checkpoint
 from diffusion_jax.study.description import Evaluation, Run, Study, StudyError
@@ -314,12 +314,12 @@ class ScorerPool:
     config.data.update(dict(job.run.data))
     recovers = any(e.recovery is not None and _is_for(e, job.run) for e in self._study.evaluations)
     images = ((name, value) for name, value in config.data.items() if name not in _NOT_IMAGES)
-    key = *images, job.run.reference, recovers
+    key = *images, *config.task.items(), job.run.reference, recovers
     if key not in self._made:
-      study = self._study
-      self._made[key] = bench.scorers_for(
-        config, study.metrics, study.extractor, self._files, job.run.reference, images=recovers
-      )
+      wanted = (self._study.metrics, self._study.extractor, self._files, job.run.reference)
+      task = config.task.name
+      made = tasks.scorers_for(config, *wanted) if task else bench.scorers_for(config, *wanted, images=recovers)
+      self._made[key] = made
     return self._made[key]
 
 
@@ -359,7 +359,7 @@ def evaluate(
         config = sigma_min.resolve(config, job.workdir, which, model.take, scorers, stored_only=stored_only)
       if config is None:
         continue
-      subject, num_images = bench.of_model(model.provenance, config, model.take), study.num_images
+      subject, num_images = tasks.subject(model.provenance, config, model.take, scorers), study.num_images
     else:
       real = recovery.real_images(scorers)
       subject = recovery.of_model(model.provenance, config, model.take, real, evaluation.recovery)

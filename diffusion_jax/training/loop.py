@@ -20,6 +20,7 @@ from diffusion_jax.training import classifiers, faults, parallel, scores, start,
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
+_GRID_EXAMPLES = 30  # with a task: each in three rows, the condition, the image, the truth
 _SIGMA_IMAGES = 2_000  # images that σ_data is measured on
 _CALLS_AHEAD = 4  # calls of the update that are queued on the devices before the loop waits for the oldest
 
@@ -78,6 +79,7 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
       logging.warning("the run is at step %d already, config.train.num_steps = %d", first, num_steps)
     update_call = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
     data = None
+    shown = shown_examples(config, source)
     if config.data.cache == "device":  # then the host keeps nothing, and sends numbers alone
       data = layout.everywhere(sources.everything(source))
       source = sources.Numbers(len(source))
@@ -115,9 +117,9 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
           writer.score(step, score)
       draws = method.denoise is not None
       if draws and _due(config.train.sample_every, step, num_steps) and "drawn" not in done:
-        images = draw_grid(config, method, layout.whole(state.ema), run.classifier)
+        images = draw_grid(config, method, layout.whole(state.ema), run.classifier, shown)
         with saving():
-          save_grid(workdir, step, images)
+          save_grid(workdir, step, images, shown)
         watchdog.beat(f"the images of step {step}")
 
     if first:  # a run that was stopped or killed here may not have come to it
@@ -212,17 +214,36 @@ def measure_data(config, source: sources.Source):
     logging.warning("config.edm.sigma_data = %g: the standard deviation of the data is %.3f", assumed, sigma)
 
 
-def draw_grid(config, method: methods.Method, ema, classifier: guidance.Classifier | None = None) -> np.ndarray:
-  """Seeds 0..99 through the config's sampler; with ten classes, one a column. All hosts draw, and get all images."""
-  variables, seeds = state_lib.inference_variables(ema), np.arange(_GRID_SEEDS)
-  return sampling.generate_together(config, method, variables, seeds, classifier=classifier)
+def shown_examples(config, source: sources.Source) -> dict[str, np.ndarray] | None:
+  """The examples of the data, evenly spread, whose images a run with a task draws in its pictures; None without."""
+  if not config.task.name:
+    return None
+  return source.gather(np.arange(_GRID_EXAMPLES) * len(source) // _GRID_EXAMPLES)
 
 
-def save_grid(workdir, step: int, images: np.ndarray):
-  """Writes samples/step_N.png, ten images a row, on the first host."""
+def draw_grid(
+  config, method: methods.Method, ema, classifier: guidance.Classifier | None = None, shown: dict | None = None
+) -> np.ndarray:
+  """Seeds 0..99 through the config's sampler; with ten classes, one a column. All hosts draw, and get all images.
+
+  With a task one image is made from the condition of each of the `shown` examples.
+  """
+  variables, labels, condition = state_lib.inference_variables(ema), None, None
+  seeds = np.arange(len(shown["image"]) if shown else _GRID_SEEDS)
+  if shown:
+    condition, labels = shown["condition"], shown["label"] if config.data.num_classes else None
+  return sampling.generate_together(
+    config, method, variables, seeds, labels, classifier=classifier, condition=condition
+  )
+
+
+def save_grid(workdir, step: int, images: np.ndarray, shown: dict | None = None):
+  """Writes samples/step_N.png, ten images a row, on the first host; those `shown` under what they are made from."""
   if jax.process_index() == 0:
     path = _grid_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if shown:
+      images = images_lib.compared([shown["condition"], images, shown["image"]], columns=10)
     images_lib.save_png(path, images, columns=10, scale=4, overwrite=True)
 
 

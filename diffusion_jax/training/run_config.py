@@ -76,5 +76,10 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
     if field == "data.path" and config.data.name == "tfds":
       free = False  # a name, not a place
     free |= started and field.startswith("init_")
+    free |= field == "optimizer.decay_images"
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
+  before, now = (config_lib.decay_images(c) for c in (as_config(old), config))
+  if started and config.optimizer.decay_power and before != now:
+    hint = f"--config.optimizer.decay_images={before} goes on so"
+    raise WorkdirError(f"--workdir={workdir} holds a run whose rate falls over {before:,} images, not {now:,}: {hint}")

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffusion_jax import config as config_lib
 from diffusion_jax import mesh
 from diffusion_jax.training.state import TrainState, example_keys
 from diffusion_jax.types import Array, Params
@@ -59,15 +60,13 @@ def _next_loss_scale(config, state: TrainState, finite: Array) -> dict:
 
 
 def learning_rate(config, images_seen: Array) -> Array:
-  """Equation (1), the whole rate at once for warmup_images = 0, and for good for decay_images = 0.
-
-  config is config.optimizer.
-  """
-  ramp = jnp.minimum(images_seen / config.warmup_images, 1.0) if config.warmup_images else 1.0
-  if not config.decay_images:
-    return config.learning_rate * ramp
-  left = jnp.maximum(1 - images_seen / config.decay_images, 0)
-  return ramp * jnp.maximum(config.learning_rate * left**config.decay_power, config.min_learning_rate)
+  """Equation (1) of a run's config, the whole rate at once for warmup_images = 0, and for good for decay_power = 0."""
+  setting = config.optimizer
+  ramp = jnp.minimum(images_seen / setting.warmup_images, 1.0) if setting.warmup_images else 1.0
+  if not setting.decay_power:
+    return setting.learning_rate * ramp
+  left = jnp.maximum(1 - images_seen / config_lib.decay_images(config), 0)
+  return ramp * jnp.maximum(setting.learning_rate * left**setting.decay_power, setting.min_learning_rate)
 
 
 def ema_decay(config, batch_size: int, images_seen: Array) -> Array:
@@ -188,7 +187,7 @@ def update_role(
   norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   images_seen = state.step.astype(jnp.float32) * config.train.batch_size
-  rate = learning_rate(config.optimizer, images_seen)
+  rate = learning_rate(config, images_seen)
   guarded = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
   updates, opt_state = optimizer(config.optimizer).update(grads, state.opt_state[role], state.params[role])

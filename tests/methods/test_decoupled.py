@@ -200,7 +200,7 @@ def test_a_run_trains_on_eight_devices_and_is_sampled_from(monkeypatch, tmp_path
   monkeypatch.setattr(base, "network_from_config", lambda config, heads, **options: Small(3))
   config = decoupled_config(
     decoupled__attenuation="quadratic", decoupled__reconstruction_weight=0.5, train__num_steps=4, sampling__refit=1.0,
-    optimizer__decay_images=64, optimizer__min_learning_rate=1e-5, ema__ramp_power=0.67,
+    optimizer__decay_power=0.96, optimizer__min_learning_rate=1e-5, ema__ramp_power=0.67,
   )  # fmt: skip
   ended = loop.train(config, tmp_path)
   window = {name: float(value) for name, value in ended.window.items()}

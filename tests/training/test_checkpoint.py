@@ -286,6 +286,20 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
     checkpoint.check_workdir(tmp_path, config)
 
 
+def test_a_longer_run_keeps_how_its_rate_falls(tmp_path):
+  """The rate falls over the whole run: more steps would change past updates, unless its images are given."""
+  config = tiny.get_config()
+  config.optimizer.decay_power = 0.96
+  images = config.train.num_steps * config.train.batch_size
+  checkpoint.write_config(tmp_path, config)
+  config.train.num_steps *= 2
+  checkpoint.check_workdir(tmp_path, config)  # it has not started
+  with pytest.raises(checkpoint.WorkdirError, match=rf"over {images:,} images, not {2 * images:,}: --config.optimizer"):
+    checkpoint.check_workdir(tmp_path, config, started=True)
+  config.optimizer.decay_images = images
+  checkpoint.check_workdir(tmp_path, config, started=True)
+
+
 # --- metrics.jsonl ----------------------------------------------------------------------------------------------------
 
 
