@@ -35,7 +35,7 @@ def _study(given: Given) -> list[str]:
   return [command("study.py", "experiments/studies/decoupled.py:digits", runs=given.runs, out=f"{given.out}/digits")]
 
 
-def _evaluated(metric: str, nfe: str, *rows: str):
+def _evaluated(nfe: str, *rows: str):
   """A table of DDM on CIFAR-10 by rows of its config, on real data where they are given; else the study on digits."""
 
   def commands(given: Given) -> list[str]:
@@ -44,7 +44,7 @@ def _evaluated(metric: str, nfe: str, *rows: str):
     if not given.references or not given.inception:
       raise ValueError("--data needs --references, statistics of the real images, and --inception, its weights")
     files = {"reference": f"{given.references}/cifar10-32x32.npz", "inception": given.inception}
-    files |= {"metrics": metric, "num_images": "50000", "blocks": "1", "nfe": nfe}
+    files |= {"metrics": "frechet", "num_images": "50000", "blocks": "1", "nfe": nfe}
     made = []
     for row in rows:
       attenuation, _, field = row.partition(" ")
@@ -132,7 +132,7 @@ ENTRIES = (
         ("CelebA-HQ-256", "DDM (ours)", "190M", 27.45, 0.287, 14.37, 0.125, 11.72, 0.103, 7.10, None),
       ),
     ),
-    _evaluated("frechet", "10,20,50,1000,2000", "constant"),
+    _evaluated("10,20,50,1000,2000", "constant"),
   ),
   Entry("figure4", "CelebA-HQ-256 samples at 10 NFE: SDE, CLD, LSGM, DDM", commands=_grid_of_photos(ddpm=True)),
   Entry(
@@ -198,7 +198,7 @@ ENTRIES = (
         ("sin(at)", 58.94, 30.46, None),
       ),
     ),
-    _evaluated("frechet", "10,50,1000", "constant", "linear", "quadratic", "exponential", "sine"),
+    _evaluated("10,50,1000", "constant", "linear", "quadratic", "exponential", "sine"),
   ),
   Entry(
     "table5",
@@ -215,7 +215,7 @@ ENTRIES = (
         ("loss type", "ℓ2", None, None, 13.92),
       ),
     ),
-    _evaluated("frechet", "10", "constant", *_TABLE5),
+    _evaluated("10", "constant", *_TABLE5),
   ),
   Entry("figure5", "Diagram of the architecture: U-Net with two decoders, and the conditional branch"),
   Entry(
