@@ -27,7 +27,7 @@ WRONG = {
   "--run=FOLDER/ddm": "expected NAME=WORKDIR",
   "--run=a=FOLDER/nowhere": "nowhere: no run here",
   "--run=EDM=FOLDER/edm": "a run of method edm; expected one of dual_output, decoupled",
-  "--run=task=FOLDER/task": "a run of task superres",
+  "--run=task=FOLDER/task": "task: a run that makes images from others (superres)",
   "--run=a=FOLDER/ddm --run=a=FOLDER/eps": "two curves have one name: a, a",
   "--run=a=FOLDER/ddm --run=b=FOLDER/photos": "--run=b: of ('photos', '', 8); a is of ('digits', '', 8)",
   "--run=a=FOLDER/eps --steps=1001": "config.sampling.num_steps",

@@ -83,9 +83,9 @@ def curves_of(name: str, path: str) -> list[Curve]:
   """The curves of a run; a UsageError where it has none, a ConfigError where it has no such walk."""
   model = cli.open_run(path, "--run")
   config, method, variables = model[:3]
-  if config.method not in SAMPLERS or config.task.name:
-    what = f"task {config.task.name}" if config.task.name else f"method {config.method}"
-    raise cli.UsageError(f"--run={name}={path}: a run of {what}; expected one of {', '.join(SAMPLERS)} without a task")
+  if config.method not in SAMPLERS:
+    expected = f"expected one of {', '.join(SAMPLERS)}"
+    raise cli.UsageError(f"--run={name}={path}: a run of method {config.method}; {expected}")
   paths = {name: "learned"}
   if config.method == "dual_output" and config.dual.heads == "dual":
     paths = {f"{name}, by x_θ": "1", f"{name}, mixed": "learned"}
