@@ -38,7 +38,8 @@ def default() -> ConfigDict:
   c.data.path = ""  # of the zip, folder or npz; for tfds the set's name, such as imagenet_resized/64x64
   c.data.data_dir = ""  # where TFDS keeps its sets; "" is its own default
   c.data.split = "train"
-  c.data.transform = ""  # to the resolution: resize, center-crop, center-crop-wide, center-crop-dhariwal; "" has it
+  c.data.transform = ""  # to the resolution: resize, center-crop, center-crop-wide, center-crop-dhariwal; crops: of a
+  # folder or zip of larger images, all parts of that size; "": the images have it
   c.data.cache = "auto"  # decoded images: none, host, device; auto is host where they fit in a quarter of its memory
   c.data.resolution = 8
   c.data.channels = 1
@@ -47,12 +48,13 @@ def default() -> ConfigDict:
   c.data.augment = 0.0  # probability of each transform of EDM's augmentation (which mirrors too); 0 turns it off, and
   # gives the network no inputs for its labels; dpdm augments only with dpdm.score_augment
 
-  c.task = ConfigDict()  # what an image is made from; of the methods decoupled and dual_output
+  c.task = ConfigDict()  # what an image is made from; of the methods edm, dual_output, decoupled
   c.task.name = ""  # superres: its smaller copy; inpaint: itself with holes; saliency: a photograph, of which the image
   # is the mask; "": nothing
   c.task.scale = 4  # of superres
   c.task.masks = "mixed"  # of inpaint: strokes, boxes; mixed: either
-  c.task.path = ""  # folder of the smaller copies or holes that belong to the images of data.path; "": they are made
+  c.task.path = ""  # folder of the smaller copies, holes or photographs that belong, by their names, to the images of
+  # data.path, a folder or zip; "": they are made
 
   c.condition = ConfigDict()  # the network that sees what an image is made from
   c.condition.encoder = "conv"  # conv: like the U-Net's own encoder; swin_t, swin_s, swin_b
@@ -195,7 +197,9 @@ def default() -> ConfigDict:
 
 
 TRANSFORMS = ("resize", "center-crop", "center-crop-wide", "center-crop-dhariwal")  # see data/transforms.py
+CROPS = "crops"  # see data/crops.py
 TASKS = ("superres", "inpaint", "saliency")  # see data/tasks.py
+_FILES = ("folder", "zip")  # sources of files with names
 
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
@@ -249,7 +253,9 @@ def check(config: ConfigDict, device_count: int | None = None):
   if config.network.dtype == "float16" and scale == 1:
     raise wrong("optimizer.loss_scale", scale, "too small for network.dtype = 'float16': 100, or 65536 that grows")
   if config.data.transform:
-    choose("data.transform", config.data.transform, TRANSFORMS)
+    choose("data.transform", config.data.transform, (*TRANSFORMS, CROPS))
+  if config.data.transform == CROPS and config.data.name not in _FILES:
+    raise wrong("data.transform", CROPS, f"must be of a folder or zip, not of data.name = {config.data.name!r}")
   choose("data.cache", config.data.cache, ("auto", "none", "host", "device"))
   _check_task(config)
   if not 0 <= config.data.augment <= 1:
@@ -299,8 +305,8 @@ def _check_task(config: ConfigDict):
       raise wrong(f"task.{field}", task[field], f"must be {value!r} for task {task.name or 'none'!r}")
   if not task.name:
     return
-  if config.method not in ("decoupled", "dual_output"):
-    expected = f"must be '' for method {config.method!r}; decoupled and dual_output have tasks"
+  if config.method not in ("edm", "decoupled", "dual_output"):
+    expected = f"must be '' for method {config.method!r}; edm, dual_output and decoupled have tasks"
     raise wrong("task.name", task.name, expected)
   if data.augment:
     raise wrong("data.augment", data.augment, "must be 0 with a task, whose condition is not augmented")
@@ -310,6 +316,19 @@ def _check_task(config: ConfigDict):
     raise wrong("task.scale", task.scale, f"must be at least 2 and divide data.resolution ({data.resolution})")
   if task.name == "saliency" and data.channels != 1:
     raise wrong("data.channels", data.channels, "must be 1 for task 'saliency', whose images are masks")
+  if task.path:
+    _check_task_files(task, data)
+
+
+def _check_task_files(task, data):
+  if data.name not in _FILES:
+    raise wrong("task.path", task.path, f"must be '' for data.name = {data.name!r}; a folder or zip may have partners")
+  if task.name == "inpaint" and task.masks != "mixed":
+    raise wrong("task.masks", task.masks, "must be 'mixed' with task.path, which has the holes")
+  refused = {"superres": TRANSFORMS, "inpaint": (CROPS,)}.get(task.name, ())
+  if data.transform in refused:
+    expected = f"must be '' or {CROPS!r}" if task.name == "superres" else f"must not be {CROPS!r}"
+    raise wrong("data.transform", data.transform, f"{expected} for task {task.name!r} with task.path")
 
 
 def _check_sampling(config: ConfigDict):
@@ -433,13 +452,16 @@ def unknown_field(field: str, value, known) -> ConfigError:
   return wrong(field, value, "unknown field" + (f"; nearest: config.{near[0]}" if near else ""))
 
 
+_ITEMS = {"init_only": str, "optimizer.frozen": str, "condition.cross_attention": int}  # of tuples that begin empty
+
+
 def _check_type(field, value, example):
   wanted = type(example)
   fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
   if wanted is float:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
   if wanted is tuple:
-    item = type(example[0]) if example else str if field in ("init_only", "optimizer.frozen") else float
+    item = type(example[0]) if example else _ITEMS.get(field, float)
     fits = isinstance(value, tuple) and all(isinstance(v, item) for v in value)
   if not fits:
     name = f"tuple of {item.__name__}" if wanted is tuple else wanted.__name__

@@ -168,6 +168,11 @@ def test_workdirs_are_named_after_what_determines_the_updates(tmp_path):
     (tmp_path / folder / "x.zip").write_bytes(data)
     paths.append(name(data__path=str(tmp_path / folder / "x.zip")))
   assert paths[0] == paths[1] != paths[2] != plain
+  partners = []
+  for folder, data in (("d", b"12"), ("e", b"12"), ("f", b"123")):
+    make_folder(tmp_path / folder, {"1.png": data})
+    partners.append(name(task__path=str(tmp_path / folder)))
+  assert partners[0] == partners[1] != partners[2] != plain
   assert name(seed=1) != plain and name(train__num_steps=7) != plain and name(edm__p_mean=-1.0) != plain
   free = {"train__checkpoint_every": 8, "train__parallel": "jit", "data__cache": "none", "hang_timeout": 3.0}
   assert all(name(**{field: value}) == plain for field, value in free.items())

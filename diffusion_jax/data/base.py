@@ -24,7 +24,7 @@ class BadOption(ValueError):
 
 
 class Source(Protocol):
-  """Images with labels, addressed by index.
+  """Images with labels, addressed by index. One with a task gives what they are made from too, see tasks.py.
 
   Attributes:
     name: the name under which `load` knows it.

@@ -8,7 +8,7 @@ import numpy as np
 from diffusion_jax.data.base import Arrays, BadOption, Source, check_indices, known
 
 DIGITS_TEST = 297  # of 1,797 digits
-SCENES_PER_DIGIT = {"train": 4, "test": 1}
+SCENES_PER_DIGIT = {"train": 4, "test": 1}  # of each split
 PHOTO_COLUMNS = {"train": (0, 480), "test": (480, 640)}  # the columns of each photograph that a split may see
 
 _SCENES = 0x7363656E  # the draws of scenes, apart from all others
@@ -104,7 +104,7 @@ def photos(split: str, resolution: int = 32, stride: int = 4) -> Source:
   return Patches("photos", split, photographs, corners, resolution)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4, typed=True)
 def scenes(split: str, resolution: int = 32) -> Scenes:
   """A handwritten digit on a patch of a photograph, uint8 RGB, with the mask of its ink; the label is the digit.
 
@@ -124,8 +124,9 @@ def scenes(split: str, resolution: int = 32) -> Scenes:
   count = SCENES_PER_DIGIT[split] * len(ink)
   images = np.empty((count, resolution, resolution, 3), np.uint8)
   masks = np.zeros((count, resolution, resolution, 1), np.uint8)
+  seed = _SCENES, list(SCENES_PER_DIGIT).index(split), resolution
   for i in range(count):
-    words = np.random.Philox(np.random.SeedSequence([_SCENES, resolution, i])).random_raw(7 + 3 * _COLOURS)
+    words = np.random.Philox(np.random.SeedSequence([*seed, i])).random_raw(7 + 3 * _COLOURS)
     u = (words >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
     photo = _between(0, len(photographs) - 1, u[0])
     row, column = _between(0, photographs.shape[1] - resolution, u[1]), _between(first, stop - resolution, u[2])
@@ -138,7 +139,7 @@ def scenes(split: str, resolution: int = 32) -> Scenes:
     colour = _apart(255 * u[7:].reshape(_COLOURS, 3), (alpha * under).sum((0, 1)) / alpha.sum())
     under += (0.65 + 0.35 * u[6]) * alpha * (colour - under)
     images[i] = np.rint(image)
-    masks[i, top : top + size, left : left + size] = np.where(alpha >= 0.5, 255, 0)
+    masks[i, top : top + size, left : left + size] = np.where(alpha > 0.5 - 1e-6, 255, 0)  # where ½ is rounded
   return Scenes("scenes", split, images, np.tile(ink.labels, SCENES_PER_DIGIT[split]), 10, masks)
 
 

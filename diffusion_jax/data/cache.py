@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from diffusion_jax.data.base import Arrays, Source, check_indices
+from diffusion_jax.data.crops import Crops
 from diffusion_jax.data.decoded import Decoded
 from diffusion_jax.data.tasks import Conditioned
 
@@ -48,6 +49,9 @@ class Cached:
     missing = indices[~self._read[indices]]
     if missing.size:
       missing = np.unique(missing)
+      if isinstance(self._source, Crops | Conditioned):
+        missing = self._source.together(missing)
+        missing = missing[~self._read[missing]]
       for key, values in self._source.gather(missing).items():
         self._held[key][missing] = values
       self._read[missing] = True
@@ -59,7 +63,7 @@ def cached(source: Source, mode: str) -> Source:
   "auto" holds the set if it takes at most a quarter of the memory available now, images and what they are made from.
   Sources in memory stay as they are, but for conditions that are computed from them.
   """
-  if mode == "none" or not isinstance(source, Decoded | Conditioned):
+  if mode == "none" or not isinstance(source, Decoded | Crops | Conditioned):
     return source
   example = sum(int(np.prod(x.shape[1:])) * x.itemsize for key, x in _nothing(source).items() if key != "label")
   fits = len(source) * example * _SHARE <= available_memory()

@@ -5,6 +5,7 @@ Then damage of files is looked for too, see `Files`.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import io
 import os
@@ -34,17 +35,17 @@ _LEAST = 16  # images a thread: fewer are not worth another one
 
 
 class Decoded:
-  """Base of these sources, see `base.Source`. A subclass gives `_read`, `_place`, `__len__`, and may give `_header`."""
+  """Base of these sources, see `base.Source`. A subclass gives `_read`, `place`, `__len__`, and may give `_header`."""
 
   def __init__(self, name: str, split: str, num_classes: int, transform: Transform | None):
     """Without a transform images must be 8-bit grey or RGB already, of one shape."""
-    self.name, self.split, self.num_classes, self._transform = name, split, num_classes, transform
+    self.name, self.split, self.num_classes, self.transform = name, split, num_classes, transform
 
   def _read(self, i: int):
     """(PIL image i, its label)."""
     raise NotImplementedError
 
-  def _place(self, i: int) -> str:
+  def place(self, i: int) -> str:
     """Where image i lies, for messages."""
     raise NotImplementedError
 
@@ -65,29 +66,30 @@ class Decoded:
     return {"image": images, "label": labels}
 
   def check(self) -> list[int]:
-    """Reads all headers, and sets image_shape; returns the images that the transform leaves out as too small.
+    """Reads all headers, and sets image_shape and sizes ([N, 2] int32, width and height of what is decoded).
+
+    Returns:
+      The images that the transform leaves out as too small.
 
     Raises:
       DataError: the first image that cannot be read, or is not like the first.
     """
-    small = []
+    small, self.sizes = [], np.zeros((len(self), 2), np.int32)
 
     def examine(slots):
       for i in slots:
-        try:
+        with self.reading(i):
           size, mode = self._header(i)
-          shape = self._shape(size, mode)
-        except TooSmall:
-          small.append(i)
-          continue
-        except _damage() as error:
-          raise DataError(f"{self._place(i)} cannot be read: {error}") from None
+          self.sizes[i] = size
+          try:
+            shape = self._shape(size, mode)
+          except TooSmall:
+            small.append(i)
+            continue
         self._same(i, shape)
 
-    try:
-      self.image_shape = self._transform.shape if self._transform else self._shape(*self._header(0))
-    except _damage() as error:
-      raise DataError(f"{self._place(0)} cannot be read: {error}") from None
+    with self.reading(0):
+      self.image_shape = self.transform.shape if self.transform else self._shape(*self._header(0))
     in_threads(examine, len(self))
     return sorted(small)
 
@@ -97,31 +99,37 @@ class Decoded:
       try:
         self._shape(*self._header(i))
       except TooSmall as error:
-        raise DataError(f"{self._place(i)} cannot be transformed: {error}") from None
+        raise DataError(f"{self.place(i)} cannot be transformed: {error}") from None
 
   def _shape(self, size, mode) -> tuple[int, int, int]:
-    if self._transform:
-      self._transform.check(size, mode)
-      return self._transform.shape
+    if self.transform:
+      self.transform.check(size, mode)
+      return self.transform.shape
     if mode not in CHANNELS:
       raise ValueError(f"its mode is {mode}, not 8-bit grey or RGB")
     return (size[1], size[0], CHANNELS[mode])
 
   def _same(self, i, shape):
     if shape != self.image_shape:
-      raise DataError(f"{self._place(i)} has shape {shape}: expected {self.image_shape}, that of the first")
+      raise DataError(f"{self.place(i)} has shape {shape}: expected {self.image_shape}, that of the first")
 
   def _decode(self, i: int) -> tuple[np.ndarray, int]:
-    try:
+    with self.reading(i):
       image, label = self._read(i)
       shape = self._shape(image.size, image.mode)
-      pixels = self._transform(image) if self._transform else np.asarray(image).reshape(shape)
+      pixels = self.transform(image) if self.transform else np.asarray(image).reshape(shape)
+    self._same(i, shape)
+    return pixels, label
+
+  @contextlib.contextmanager
+  def reading(self, i: int):
+    """Around what reads image i: damage becomes a DataError that names it."""
+    try:
+      yield
     except DataError:
       raise
     except _damage() as error:
-      raise DataError(f"{self._place(i)} cannot be read: {error}") from None
-    self._same(i, shape)
-    return pixels, label
+      raise DataError(f"{self.place(i)} cannot be read: {error}") from None
 
 
 class Files(Decoded):
@@ -135,11 +143,12 @@ class Files(Decoded):
   is decoded, which settles it.
   """
 
-  _labels: np.ndarray  # [N] int32
+  names: list[str]  # in their folder or archive, with slashes
+  labels: np.ndarray  # [N] int32
   _look = None  # at file i: gives its header after looking for damage; set by `check`
 
   def __len__(self):
-    return len(self._labels)
+    return len(self.labels)
 
   def _bytes(self, i: int, most: int | None = None) -> bytes:
     raise NotImplementedError
@@ -162,8 +171,26 @@ class Files(Decoded):
       self._look = self._whole if sum(sizes) * len(self) <= _THOROUGH * len(sizes) else self._ends
     return super().check()
 
+  def each(self, numbers, put: Callable[[int, object], None]):
+    """Calls put(k, image) for the PIL image of each file of `numbers` [n], in threads.
+
+    Neighbours in their order share an image, so that many parts of a file cost little more than one.
+    """
+    order = np.argsort(numbers, kind="stable")
+
+    def read(slots):
+      last = None
+      for k in order[slots.start : slots.stop]:
+        i = int(numbers[k])
+        with self.reading(i):
+          if i != last:
+            image, last = self._read(i)[0], i
+          put(k, image)
+
+    in_threads(read, len(numbers), least=1)
+
   def _read(self, i):
-    return opened(self._bytes(i)), self._labels[i]
+    return opened(self._bytes(i)), self.labels[i]
 
   def _header(self, i):
     if self._look:
@@ -253,9 +280,12 @@ def opened(data: bytes):
     raise ValueError("it is no image, or of a format that PIL does not know") from None
 
 
-def in_threads(function: Callable[[range], None], count: int):
-  """Calls function on ranges that make up range(count), in threads; raises the error of the first range with one."""
-  parts = max(1, min(_workers(), count // _LEAST))
+def in_threads(function: Callable[[range], None], count: int, least: int = _LEAST):
+  """Calls function on ranges that make up range(count), in threads; raises the error of the first range with one.
+
+  A thread is given at least so many.
+  """
+  parts = max(1, min(_workers(), count // least))
   edges = [count * k // parts for k in range(parts + 1)]
   ranges = list(map(range, edges, edges[1:]))
   if parts == 1:

@@ -20,20 +20,23 @@ class Folder(Files):
   and no image lies beside them. Else there are none. Names that start with a dot are passed over. Links are followed.
   """
 
-  def __init__(self, split: str, path, transform: Transform | None = None, check: bool = True, called: str = ""):
+  def __init__(
+    self, split: str, path, transform: Transform | None = None, check: bool = True, called: str = "", names=None
+  ):
     """With check=False headers are not read yet: `check` is to be called before `gather`.
 
-    Messages name the folder as it is `called`, by default by its path.
+    Messages name the folder as it is `called`, by default by its path. `names` are those of the images to take, in
+    their order, if not all.
     """
     self._folder = epath.Path(path)
     self._called = called or os.fspath(self._folder)
     if not self._folder.is_dir():
       raise ValueError(f"{self._called} is no folder")
     try:
-      self._names = sorted(images_under(self._folder))
+      self.names = sorted(images_under(self._folder)) if names is None else list(names)
     except OSError as error:  # a folder in it that may not be read
       raise DataError(f"{self._called} cannot be listed: {error}") from None
-    if not self._names:
+    if not self.names:
       raise ValueError(f"{self._called} holds no images ({', '.join(SUFFIXES)})")
     described = self._folder / labels_lib.FILE
     if described.exists():
@@ -41,26 +44,26 @@ class Folder(Files):
         text = described.read_bytes()
       except OSError as error:
         raise DataError(f"{self._called}: {labels_lib.FILE} cannot be read: {error.strerror or error}") from None
-      self._labels, num_classes = labels_lib.from_json(text, self._names, self._called, self._place)
+      self.labels, num_classes = labels_lib.from_json(text, self.names, self._called, self.place)
     else:
-      self._labels, num_classes = labels_lib.from_folders(self._names)
+      self.labels, num_classes = labels_lib.from_folders(self.names)
     super().__init__("folder", split, num_classes, transform)
     if check:
       self.check_all()
 
-  def _place(self, i):
-    return f"{self._called}/{self._names[i]} (image {i})"
+  def place(self, i):
+    return f"{self._called}/{self.names[i]} (image {i})"
 
   def _size(self, i):
-    return None if files.is_remote(self._folder) else (self._folder / self._names[i]).stat().length
+    return None if files.is_remote(self._folder) else (self._folder / self.names[i]).stat().length
 
   def _tail(self, i):
-    with (self._folder / self._names[i]).open("rb") as file:
+    with (self._folder / self.names[i]).open("rb") as file:
       file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
       return file.read()
 
   def _bytes(self, i, most=None):
-    with (self._folder / self._names[i]).open("rb") as file:
+    with (self._folder / self.names[i]).open("rb") as file:
       return file.read() if most is None else file.read(most)
 
 

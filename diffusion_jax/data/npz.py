@@ -27,7 +27,7 @@ class Transformed(Decoded):
   def __len__(self):
     return len(self._images)
 
-  def _place(self, i):
+  def place(self, i):
     return f"{self._where}: image {i}"
 
   def _header(self, i):

@@ -7,10 +7,11 @@ import inspect
 from collections.abc import Callable
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.data import tasks
+from diffusion_jax.data import pairs, tasks
 from diffusion_jax.data.base import Arrays, DataError, Numbers, Source, check_indices, known
 from diffusion_jax.data.builtin import digits, digits_split, photos, scenes
 from diffusion_jax.data.cache import Cached, cached, everything
+from diffusion_jax.data.crops import Crop, Crops
 from diffusion_jax.data.folders import folder
 from diffusion_jax.data.measure import measure_sigma
 from diffusion_jax.data.npz import npz
@@ -61,9 +62,14 @@ def from_config(config) -> Source:
   for field in ("path", "transform", "data_dir"):
     if data[field] and field not in takes:
       raise config_lib.wrong(f"data.{field}", data[field], f"must be '' for {data.name}")
+  if config.task.path:
+    pairs.check_apart(config)
   options = {field: data[field] for field in ("path", "data_dir", "resolution") if field in takes}
   try:
-    if data.transform:
+    if data.transform == config_lib.CROPS:
+      step = config.task.scale if config.task.name == "superres" and config.task.path else 1
+      options["transform"] = Crop(data.resolution, data.channels, step)
+    elif data.transform:
       options["transform"] = Transform(data.transform, data.resolution, data.resolution, data.channels)
   except ValueError as error:
     raise config_lib.wrong("data.transform", data.transform, str(error)) from None
@@ -72,8 +78,10 @@ def from_config(config) -> Source:
   except ValueError as error:
     field = getattr(error, "option", "path")
     raise config_lib.wrong(f"data.{field}", data[field], str(error)) from None
+  if data.transform == config_lib.CROPS:
+    source = Crops(source, options["transform"])
   if config.task.name:
-    source = tasks.of_config(config, source)
+    source = (pairs if config.task.path else tasks).of_config(config, source)
   shape = (data.resolution, data.resolution, data.channels)
   if source.image_shape != shape:
     hint = "; data.transform brings them to a size" if "transform" in takes else ""

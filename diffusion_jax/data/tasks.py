@@ -16,6 +16,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.data import masks as masks_lib
 from diffusion_jax.data.base import Source
 from diffusion_jax.data.builtin import Scenes
+from diffusion_jax.data.crops import Crops
 from diffusion_jax.data.decoded import in_threads
 
 
@@ -31,6 +32,10 @@ class Conditioned:
 
   def __len__(self):
     return len(self._source)
+
+  def together(self, indices) -> np.ndarray:
+    """As `Crops.together`; these alone where images are no parts of others."""
+    return self._source.together(indices) if isinstance(self._source, Crops) else indices
 
 
 class Superres(Conditioned):

@@ -42,7 +42,7 @@ class TfdsSet(Decoded):
   def __len__(self):
     return self._num_examples
 
-  def _place(self, i):
+  def place(self, i):
     return f"{self._set}: image {i}"
 
   def _header(self, i):
@@ -57,7 +57,7 @@ class TfdsSet(Decoded):
     example = self._source[i]
     pixels, label = np.asarray(example[self._image]), int(example[self._label]) if self._label else 0
     if self._label and not 0 <= label < self.num_classes:
-      raise DataError(f"{self._place(i)} has label {label}: expected 0 to {self.num_classes - 1}")
+      raise DataError(f"{self.place(i)} has label {label}: expected 0 to {self.num_classes - 1}")
     if pixels.dtype != np.uint8:
       raise ValueError(f"its pixels are {pixels.dtype}, not uint8")
     return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), label

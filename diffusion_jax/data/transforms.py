@@ -62,8 +62,7 @@ class Transform:
 
   def check(self, size: tuple[int, int], mode: str):
     """Raises ValueError unless an image of this (width, height) and PIL mode can be transformed."""
-    if mode not in MODES:
-      raise ValueError(f"its mode is {mode}, not one of 8 bits a channel")
+    check_mode(mode)
     if self.name == "center-crop-wide" and (size[0] < self.width or self._rows(size) < self.height):
       wanted = f"center-crop-wide to {self.width}×{self.height}"
       raise TooSmall(f"it has {size[0]}×{size[1]} pixels, too small or too wide for {wanted}")
@@ -75,14 +74,24 @@ class Transform:
       ValueError: as `check`.
     """
     self.check(image.size, image.mode)
-    if image.mode == "P":
-      image = image.convert("RGBA")  # its transparent entries have colours too
-    image = image.convert("RGB" if self.channels == 3 else "L")
-    pixels = np.asarray(_STEPS[self.name](self, image))
+    pixels = np.asarray(_STEPS[self.name](self, converted(image, self.channels)))
     return pixels if self.channels == 3 else pixels[..., None]
 
   def _rows(self, size) -> int:
     return round(self.width * size[1] / size[0])
+
+
+def check_mode(mode: str):
+  """Raises ValueError unless a PIL mode is one of MODES."""
+  if mode not in MODES:
+    raise ValueError(f"its mode is {mode}, not one of 8 bits a channel")
+
+
+def converted(image, channels: int):
+  """A PIL image of one of MODES as grey or RGB."""
+  if image.mode == "P":
+    image = image.convert("RGBA")  # its transparent entries have colours too
+  return image.convert("RGB" if channels == 3 else "L")
 
 
 def _resize(to: Transform, image):

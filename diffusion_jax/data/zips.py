@@ -34,18 +34,18 @@ class Zip(Files):
     self._members = [members[name] for name in sorted(members) if name.lower().endswith(SUFFIXES)]
     if not self._members:
       raise ValueError(f"{self._path} holds no images ({', '.join(SUFFIXES)})")
-    self._labels, num_classes = labels_lib.none(len(self._members))
+    self.labels, num_classes = labels_lib.none(len(self._members))
+    self.names = [member.filename for member in self._members]
     if labels_lib.FILE in members:
-      names = [member.filename for member in self._members]
       try:
         text = self._zip.read(labels_lib.FILE)
       except DAMAGE as error:
         raise DataError(f"{self._path}: {labels_lib.FILE} cannot be read: {error}") from None
-      self._labels, num_classes = labels_lib.from_json(text, names, self._path, self._place)
+      self.labels, num_classes = labels_lib.from_json(text, self.names, self._path, self.place)
     super().__init__("zip", split, num_classes, transform)
     self.check_all()
 
-  def _place(self, i):
+  def place(self, i):
     return f"{self._path}: {self._members[i].filename} (image {i})"
 
   def _size(self, i):

@@ -1,6 +1,6 @@
 """How far images are from the images they should be, pixel by pixel, in float64.
 
-    PSNR = 10·log10( peak² / mean (a − b)² ),   MAE = mean |a − b| / peak                                (1)
+    MSE = mean (a − b)² / peak²,   PSNR = −10·log10 MSE,   MAE = mean |a − b| / peak                     (1)
 
 The means are over all pixels and channels of an image; peak is the width of the range, 255 for bytes and 2 for [−1, 1].
 """
@@ -21,9 +21,13 @@ def psnr(a, b) -> np.ndarray:
   Raises:
     ValueError: shapes or kinds that do not match, or values that are not finite.
   """
-  difference = _difference(a, b)
   with np.errstate(divide="ignore"):
-    return -10 * np.log10(np.mean(difference**2, axis=(1, 2, 3)))
+    return -10 * np.log10(mse(a, b))
+
+
+def mse(a, b) -> np.ndarray:
+  """Mean squared error of equation (1), [B], where the range of the images counts as 1; else as `psnr`."""
+  return np.mean(_difference(a, b) ** 2, axis=(1, 2, 3))
 
 
 def mae(a, b) -> np.ndarray:

@@ -14,6 +14,10 @@ _NAMES = {
   "recall": "recall",
   "kernel_distance": "kernel distance",
   "memorised": "memorised share",
+  "psnr": "PSNR",
+  "psnr_pooled": "PSNR of all pixels",
+  "mae": "MAE",
+  "mae_binary": "MAE at ½",
 }
 
 
@@ -22,7 +26,7 @@ def title(metric: str, extractor: str) -> str:
   own = extractor == INCEPTION
   name = {"frechet": "FID" if own else "Fréchet distance", "kernel_distance": "KID" if own else "kernel distance"}
   text = name.get(metric, _NAMES.get(metric, metric))
-  return text if own or metric == "memorised" else f"{text} ({extractor})"
+  return text if own or extractor == "pairs" or metric == "memorised" else f"{text} ({extractor})"
 
 
 def cell(stats: Mapping[str, float], metric: str) -> str:

@@ -35,7 +35,7 @@ METRICS = {
   "kernel_distance": ("features", True),
   "memorised": ("features", True),
 }
-LARGER_IS_BETTER = ("inception_score", "precision", "recall", "psnr")
+LARGER_IS_BETTER = ("inception_score", "precision", "recall", "psnr", "psnr_pooled")
 
 
 class Scorer:
@@ -145,7 +145,7 @@ class Scorer:
 
 def minimum_images(metrics: Sequence[str]) -> int:
   """The fewest images that all of the metrics are defined for."""
-  need = dict.fromkeys(("psnr", "mae", "mae_binary"), 1)
+  need = dict.fromkeys(("psnr", "psnr_pooled", "mae", "mae_binary"), 1)
   need |= {"inception_score": SPLITS, "precision": neighbours.NEIGHBOURS + 1, "recall": neighbours.NEIGHBOURS + 1}
   return max(need.get(metric, 2) for metric in metrics)
 

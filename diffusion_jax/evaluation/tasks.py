@@ -4,11 +4,13 @@
 
     composite = (1 − mask)·condition + mask·result                                                          (1)
 
-Seed s makes an image from the condition of example s mod N, so a block of N seeds makes each once. Means are over the
-images of a block. Source of the metrics: Huang et al., Section 5.1; images count as they are shown, in bytes.
+Seed s makes an image from the condition of one example, see `examples_of`. Means are over the images of a block; "psnr"
+is the mean of theirs, "psnr_pooled" that of all their pixels together, which a few flat images do not rule. Source of
+the metrics: Huang et al., Section 5.1; images count as they are shown, in bytes.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,9 +25,14 @@ from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.reference import in_bytes
 from diffusion_jax.evaluation.scoring import Scorer
 
-METRICS = {"superres": ("psnr",), "saliency": ("mae", "mae_binary"), "inpaint": ("psnr", "frechet")}  # by default
+METRICS = {
+  "superres": ("psnr", "psnr_pooled"),
+  "saliency": ("mae", "mae_binary"),
+  "inpaint": ("psnr", "psnr_pooled", "frechet"),
+}  # by default
 EXTRACTOR = "pairs"  # in records
 
+_MOST_DECIBELS = 100.0  # what an image without any error counts as: flat ones may have none
 _HALF = 128  # of bytes: those at least so large are 1
 
 
@@ -69,7 +76,7 @@ class PairedScorer:
 
   def extract(self, images, seeds) -> dict[str, np.ndarray]:
     """{"pairs": [n, metrics]}: each image's scores, of uint8 images [n, H, W, C] made from these seeds."""
-    truth = in_bytes(self.source.gather(np.asarray(seeds) % len(self.source))["image"])
+    truth = in_bytes(gather(self.source, seeds)["image"])
     return {"pairs": np.stack([BY_NAME[metric](images, truth) for metric in self.metrics], -1)}
 
   def add(self, extracted: dict[str, np.ndarray]):
@@ -77,7 +84,10 @@ class PairedScorer:
 
   def scores(self) -> dict[str, float]:
     """{metric: mean over the images taken so far}."""
-    return dict(zip(self.metrics, np.concatenate(self._rows).mean(0).tolist()))
+    means = dict(zip(self.metrics, np.concatenate(self._rows).mean(0).tolist()))
+    if "psnr_pooled" in means:
+      means["psnr_pooled"] = -10 * math.log10(means["psnr_pooled"]) if means["psnr_pooled"] else math.inf
+    return means
 
   def state(self) -> dict[str, np.ndarray]:
     return {"pairs": np.concatenate(self._rows)} if self._rows else {}
@@ -91,7 +101,28 @@ def mae_binary(images, truth) -> np.ndarray:
   return np.mean((images >= _HALF) != (truth >= _HALF), axis=(1, 2, 3))
 
 
-BY_NAME = {"psnr": paired.psnr, "mae": paired.mae, "mae_binary": mae_binary}
+BY_NAME = {
+  "psnr": lambda images, truth: np.minimum(paired.psnr(images, truth), _MOST_DECIBELS),
+  "psnr_pooled": paired.mse,  # of whose mean it is the PSNR
+  "mae": paired.mae,
+  "mae_binary": mae_binary,
+}
+
+
+def examples_of(seeds, size: int) -> np.ndarray:
+  """The example of each seed [n]: s·q mod size, q prime to size and near its golden section.
+
+  So `size` seeds in a row have each example once, and fewer are spread over all of them, whatever their order.
+  """
+  step = round(size * (math.sqrt(5) - 1) / 2)
+  while math.gcd(step, size) != 1:
+    step += 1
+  return np.asarray(seeds, np.int64) * step % size
+
+
+def gather(source: Source, seeds) -> dict[str, np.ndarray]:
+  """What the source has of the examples of these seeds."""
+  return source.gather(examples_of(seeds, len(source)))
 
 
 def composite(images, condition, mask) -> np.ndarray:
@@ -182,9 +213,9 @@ def fingerprint(source: Source) -> str:
 
 
 def make_images(config, method, variables, source: Source, seeds) -> np.ndarray:
-  """Images in bytes [n, H, W, C] from the conditions of examples s mod N; with holes, composites."""
+  """Images in bytes [n, H, W, C] from the conditions of these seeds [n]; with holes, composites."""
   seeds = np.asarray(seeds)
-  found = source.gather(seeds % len(source))
+  found = gather(source, seeds)
   labels, batch = found["label"] if config.data.num_classes else None, 256 * jax.local_device_count()
   images = sampling.generate(config, method, variables, seeds, labels, batch, condition=found["condition"])
   return composite(images, found["condition"], found["mask"]) if "mask" in found else in_bytes(images)
@@ -199,7 +230,7 @@ def beside(source: Source, seeds, images) -> np.ndarray:
     images: [n, H, W, C] made from these seeds.
   """
   count = min(len(images) // 10 * 10, 30)
-  found = source.gather(np.asarray(seeds[:count]) % len(source))
+  found = gather(source, seeds[:count])
   return images_lib.compared([found["condition"], images[:count], found["image"]], columns=10)
 
 
@@ -214,7 +245,7 @@ def simple(task, source: Source) -> tuple[str, bench.Subject]:
   """
 
   def draw(seeds):
-    found = source.gather(np.asarray(seeds) % len(source))
+    found = gather(source, seeds)
     if task.name == "saliency":
       return np.zeros((len(found["image"]), *source.image_shape), np.uint8)
     condition = in_bytes(found["condition"])

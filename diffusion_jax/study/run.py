@@ -264,6 +264,8 @@ def config_hash(config: ConfigDict, init: str | None = None) -> str:
   kept = {name: value for name, value in given.items() if default[name] != value and counts(name)}
   if config.data.path:
     kept["data.path"] = identity.of_path(config.data.name, config.data.path)
+  if config.task.path:
+    kept["task.path"] = identity.of_path("folder", config.task.path)
   if init is not None:
     kept["init_from"] = init
   return records.digest(kept)[:8]

@@ -53,7 +53,7 @@ FREE = (
   "train.num_steps", "train.parallel", "train.accumulation", "train.max_skipped", "train.log_every",
   "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.keep_best",
   "train.sample_every", "train.score_every", "train.score_images", "train.score_inception", "network.remat",
-  "data.path", "data.data_dir", "data.cache", "hang_timeout", "sampling.",
+  "data.path", "data.data_dir", "data.cache", "task.path", "hang_timeout", "sampling.",
 )  # fmt: skip
 
 
@@ -75,6 +75,8 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
     free = is_free(field)
     if field == "data.path" and config.data.name == "tfds":
       free = False  # a name, not a place
+    if field == "task.path" and not (old[field] and new[field]):
+      free = False  # made from the images, or read from files
     free |= started and field.startswith("init_")
     free |= field == "optimizer.decay_images"
     if old[field] != new[field] and not free:

@@ -300,6 +300,18 @@ def test_a_longer_run_keeps_how_its_rate_falls(tmp_path):
   checkpoint.check_workdir(tmp_path, config, started=True)
 
 
+def test_partners_may_be_moved_but_not_left_out(tmp_path):
+  """Whether conditions are made from the images or read is another run; where they are read from is not."""
+  config = tiny.get_config()
+  config.task.update(name="superres", path="here")
+  checkpoint.write_config(tmp_path, config)
+  config.task.path = "there"
+  checkpoint.check_workdir(tmp_path, config)
+  config.task.path = ""
+  with pytest.raises(checkpoint.WorkdirError, match=r"config.task.path = 'here', not ''"):
+    checkpoint.check_workdir(tmp_path, config)
+
+
 # --- metrics.jsonl ----------------------------------------------------------------------------------------------------
 
 
