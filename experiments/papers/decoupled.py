@@ -30,9 +30,16 @@ def _small(given: Given) -> str:
   return "cifar10" if given.data else "digits"
 
 
-def _study(given: Given) -> list[str]:
-  """Tables 1, 4 and 5 on digits."""
-  return [command("study.py", "experiments/studies/decoupled.py:digits", runs=given.runs, out=f"{given.out}/digits")]
+def _study(given: Given, study: str) -> list[str]:
+  """A study of decoupled diffusion, FILE:ROW, into OUT/ROW."""
+  out = f"{given.out}/{study.partition(':')[2]}"
+  return [command("study.py", f"experiments/studies/{study}", runs=given.runs, out=out)]
+
+
+def _task_studies(given: Given) -> list[str]:
+  """Tables 2 and 3: each task on built-in data."""
+  rows = ("saliency", "superres", "inpaint")
+  return [words for row in rows for words in _study(given, f"decoupled_tasks.py:{row}")]
 
 
 def _evaluated(nfe: str, *rows: str):
@@ -40,7 +47,7 @@ def _evaluated(nfe: str, *rows: str):
 
   def commands(given: Given) -> list[str]:
     if not given.data:
-      return _study(given)
+      return _study(given, "decoupled.py:table5" if len(rows) > 1 and _TABLE5[0] in rows else "decoupled.py:digits")
     if not given.references or not given.inception:
       raise ValueError("--data needs --references, statistics of the real images, and --inception, its weights")
     files = {"reference": f"{given.references}/cifar10-32x32.npz", "inception": given.inception}
@@ -57,17 +64,16 @@ def _evaluated(nfe: str, *rows: str):
   return commands
 
 
-def _tasks(nfe: str, *tasks: str, methods: tuple[str, ...] = ("ddm",)):
+def _tasks(nfe: str, *tasks: str):
   """Scores of tasks on held-out conditions, and pictures of condition, result and truth."""
 
   def commands(given: Given) -> list[str]:
     made = []
     for task in tasks:
-      for method in methods:
-        run = f"{method}_{task}"
-        made.append(_train(given, f"ddm_{task}.py:{method}", run))
-        files = {"workdir": f"{given.runs}/{run}", "split": "test", "nfe": nfe}
-        made.append(command("evaluate.py", **files, out=f"{given.out}/{run}"))
+      run = f"ddm_{task}"
+      made.append(_train(given, f"ddm_{task}.py:ddm", run))
+      files = {"workdir": f"{given.runs}/{run}", "split": "test", "nfe": nfe}
+      made.append(command("evaluate.py", **files, out=f"{given.out}/{run}"))
     return made
 
   return commands
@@ -167,7 +173,7 @@ ENTRIES = (
         ("image inpainting", "DDM-10 step (Ours)", "FID", 5.25),
       ),
     ),
-    _tasks("5,10", *_TASKS, methods=("ddm", "ddpm")),
+    _task_studies,
   ),
   Entry(
     "table3",
@@ -183,7 +189,7 @@ ENTRIES = (
         ("image inpainting", "FID", "DDM", 5.25, 5.19, 5.15, 5.15),
       ),
     ),
-    _tasks("10,20,50,100", *_TASKS, methods=("ddm", "ddpm")),
+    _task_studies,
   ),
   Entry(
     "table4",
