@@ -426,6 +426,7 @@ class Decoupled(Gaussian):
 
   def alpha(self, t):
     self._need_gaussian()
+    self.check_times(t)
     return 1 - as_time(t)
 
   def sigma(self, t):

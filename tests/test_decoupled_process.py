@@ -178,7 +178,8 @@ def test_bad_input_is_named():
   clean = p.encode(keys_of(2), x)
   for t in (-0.1, 1.001, float("nan"), np.array([0.5, 2.0]), jnp.array([0.5, -1.0])):
     calls = (lambda: p.signal(clean, t), lambda: p.perturb(clean, x, t), lambda: p.prior(keys_of(2), (3, 3, 1), t))
-    for call in (*calls, lambda: p.sigma(t), lambda: p.velocity(Prediction(clean, x), t)):
+    scales = (lambda: p.sigma(t), lambda: process.Decoupled().alpha(t), lambda: p.polar(t))
+    for call in (*calls, *scales, lambda: p.velocity(Prediction(clean, x), t)):
       with pytest.raises(ValueError, match=r"t of a decoupled process must be in \[0, 1\], got"):
         call()
   with pytest.raises(ValueError, match=r"encode draws φ of Decoupled\('linear'\): keys must hold one key an image"):

@@ -21,8 +21,8 @@ def prepare(x: Array, grid, keys=None) -> tuple[Array, Array | np.ndarray]:
   """
   if jnp.ndim(x) < 2:
     raise ValueError(f"x must be a batch of images [B, H, W, C], got shape {list(jnp.shape(x))}")
-  if jnp.ndim(grid) != 1 or len(grid) < 2:
-    raise ValueError(f"grid must be [n+1] with n >= 1, got shape {list(jnp.shape(grid))}")
+  if np.ndim(grid) != 1 or len(grid) < 2:  # NumPy's, which takes lists
+    raise ValueError(f"grid must be [n+1] with n >= 1, got shape {list(np.shape(grid))}")
   if keys is not None and keys.shape[0] != x.shape[0]:
     raise ValueError(f"keys must hold one key an image [{x.shape[0]}], got shape {list(keys.shape)}")
   dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)

@@ -2,14 +2,125 @@
 preprint, 2023.
 """
 
-from papers import Entry, Table
+from papers import Entry, Given, Table, command
 
 TITLE = "Decoupled Diffusion Models: Image to Zero and Zero to Noise"
 
+_TABLE5 = tuple(
+  f"constant decoupled.{field}" for field in ("weight=ones", "weight=exponential", "decoder=branch", "loss=l1")
+)
+_TASKS = ("saliency_scenes", "superres_photos", "inpaint_photos")  # ddm_TASK.py, of data that come with the library
+
+
+def _train(given: Given, config: str, run: str, **fields: str) -> str:
+  """Trains RUNS/run if it is not there; configs of CIFAR-10 on the data that are given."""
+  fields = {f"config.{name}": value for name, value in fields.items()}
+  data = {"config.data.path": given.data} if "cifar10" in config else {}
+  return command("train.py", config=f"configs/{config}", workdir=f"{given.runs}/{run}", **fields, **data)
+
+
+def _pair(given: Given, data: str) -> list[str]:
+  """Trains DDM and DDPM of the same data, into RUNS/ddm_DATA and RUNS/dual_DATA_eps."""
+  ddpm = _train(given, f"dual_{data}.py:linear", f"dual_{data}_eps", **{"dual.heads": "eps"})
+  return [_train(given, f"ddm_{data}.py:constant", f"ddm_{data}"), ddpm]
+
+
+def _small(given: Given) -> str:
+  """CIFAR-10 where it is given, else digits."""
+  return "cifar10" if given.data else "digits"
+
+
+def _study(given: Given, study: str) -> list[str]:
+  """A study of decoupled diffusion, FILE:ROW, into OUT/ROW."""
+  out = f"{given.out}/{study.partition(':')[2]}"
+  return [command("study.py", f"experiments/studies/{study}", runs=given.runs, out=out)]
+
+
+def _task_studies(given: Given) -> list[str]:
+  """Tables 2 and 3: each task on built-in data."""
+  rows = ("saliency", "superres", "inpaint")
+  return [words for row in rows for words in _study(given, f"decoupled_tasks.py:{row}")]
+
+
+def _evaluated(nfe: str, *rows: str):
+  """A table of DDM on CIFAR-10 by rows of its config, on real data where they are given; else the study on digits."""
+
+  def commands(given: Given) -> list[str]:
+    if not given.data:
+      return _study(given, "decoupled.py:table5" if len(rows) > 1 and _TABLE5[0] in rows else "decoupled.py:digits")
+    if not given.references or not given.inception:
+      raise ValueError("--data needs --references, statistics of the real images, and --inception, its weights")
+    files = {"reference": f"{given.references}/cifar10-32x32.npz", "inception": given.inception}
+    files |= {"metrics": "frechet", "num_images": "50000", "blocks": "1", "nfe": nfe}
+    made = []
+    for row in rows:
+      attenuation, _, field = row.partition(" ")
+      run = "_".join(["ddm_cifar10", *([attenuation] * (attenuation != "constant")), *field.split("=")[1:]])
+      fields = dict([field.split("=")]) if field else {}
+      made.append(_train(given, f"ddm_cifar10.py:{attenuation}", run, **fields))
+      made.append(command("evaluate.py", workdir=f"{given.runs}/{run}", **files, out=f"{given.out}/{run}"))
+    return made
+
+  return commands
+
+
+def _tasks(nfe: str, *tasks: str):
+  """Scores of tasks on held-out conditions, and pictures of condition, result and truth."""
+
+  def commands(given: Given) -> list[str]:
+    made = []
+    for task in tasks:
+      run = f"ddm_{task}"
+      made.append(_train(given, f"ddm_{task}.py:ddm", run))
+      files = {"workdir": f"{given.runs}/{run}", "split": "test", "nfe": nfe}
+      made.append(command("evaluate.py", **files, out=f"{given.out}/{run}"))
+    return made
+
+  return commands
+
+
+def _samples(given: Given, data: str, ddpm: bool = False) -> list[str]:
+  """Images of DDM in 10 steps, with `ddpm` also DDPM's from the same seeds."""
+  made = _pair(given, data)[: 1 + ddpm]
+  names = {f"ddm_{data}": {}, f"dual_{data}_eps": {"sampler": "ddpm"}} if ddpm else {f"ddm_{data}": {}}
+  for run, flags in names.items():
+    flags = {"workdir": f"{given.runs}/{run}", **flags, "num_steps": "10", "seeds": "0-63"}
+    made.append(command("sample.py", **flags, out=f"{given.out}/samples_{run}") + " --overwrite")
+  return made
+
+
+def _figure1(given: Given) -> list[str]:
+  return [*_samples(given, _small(given)), *_samples(given, "photos"), *_tasks("5", *_TASKS)(given)]
+
+
+def _figure3(given: Given) -> list[str]:
+  data = _small(given)
+  names = {"DDPM": f"dual_{data}_eps", "DDPM + x_0": f"dual_{data}", "DDM": f"ddm_{data}"}
+  runs = [f"--run={name}={given.runs}/{run}" for name, run in names.items()]
+  trained = [*_pair(given, data), _train(given, f"dual_{data}.py:linear", f"dual_{data}")]
+  return [*trained, command("figures/ddm_error.py", *runs, out=given.out) + " --overwrite"]
+
+
+def _grid_of_small(ddpm: bool = False):
+  return lambda given: _samples(given, _small(given), ddpm)
+
+
+def _grid_of_photos(ddpm: bool = False):
+  """Photographs stand for CelebA-HQ-256."""
+  return lambda given: _samples(given, "photos", ddpm)
+
 ENTRIES = (
-  Entry("figure1", "Samples: CIFAR-10, CelebA-HQ-256 in 10 steps; saliency, inpainting, super-resolution in 5"),
+  Entry(
+    "figure1",
+    "Samples: CIFAR-10, CelebA-HQ-256 in 10 steps; saliency, inpainting, super-resolution in 5",
+    commands=_figure1,
+  ),
   Entry("figure2", "Diagram of the decoupled process beside DDPM's, with the equations of both"),
-  Entry("figure3", "Error of the estimated x_0 by time on CIFAR-10: DDPM, DDPM that also predicts x_0, DDM; images"),
+  Entry(
+    "figure3",
+    "Error of the estimated x_0 by time on CIFAR-10: DDPM, DDPM that also predicts x_0, DDM; images",
+    commands=_figure3,
+  ),
   Entry(
     "table1",
     "FID on CIFAR-10 and CelebA-HQ-256 by NFE beside other diffusion models; ± as printed, at 10, 20 and 50",
@@ -27,8 +138,9 @@ ENTRIES = (
         ("CelebA-HQ-256", "DDM (ours)", "190M", 27.45, 0.287, 14.37, 0.125, 11.72, 0.103, 7.10, None),
       ),
     ),
+    _evaluated("10,20,50,1000,2000", "constant"),
   ),
-  Entry("figure4", "CelebA-HQ-256 samples at 10 NFE: SDE, CLD, LSGM, DDM"),
+  Entry("figure4", "CelebA-HQ-256 samples at 10 NFE: SDE, CLD, LSGM, DDM", commands=_grid_of_photos(ddpm=True)),
   Entry(
     "table2",
     "Saliency detection (DUTS, MAE), super-resolution (DIV2K, PSNR), inpainting (CelebA-HQ, FID), beside other methods",
@@ -61,6 +173,7 @@ ENTRIES = (
         ("image inpainting", "DDM-10 step (Ours)", "FID", 5.25),
       ),
     ),
+    _task_studies,
   ),
   Entry(
     "table3",
@@ -76,6 +189,7 @@ ENTRIES = (
         ("image inpainting", "FID", "DDM", 5.25, 5.19, 5.15, 5.15),
       ),
     ),
+    _task_studies,
   ),
   Entry(
     "table4",
@@ -90,6 +204,7 @@ ENTRIES = (
         ("sin(at)", 58.94, 30.46, None),
       ),
     ),
+    _evaluated("10,50,1000", "constant", "linear", "quadratic", "exponential", "sine"),
   ),
   Entry(
     "table5",
@@ -106,6 +221,7 @@ ENTRIES = (
         ("loss type", "ℓ2", None, None, 13.92),
       ),
     ),
+    _evaluated("10", "constant", *_TABLE5),
   ),
   Entry("figure5", "Diagram of the architecture: U-Net with two decoders, and the conditional branch"),
   Entry(
@@ -132,11 +248,19 @@ ENTRIES = (
       ),
     ),
   ),
-  Entry("figure6", "CIFAR-10 samples in 10 steps: DDM and other diffusion models"),
-  Entry("figure7", "CelebA-HQ-256 samples in 10 steps: DDM and other diffusion models"),
-  Entry("figure8", "CIFAR-10 samples of DDM in 10 steps"),
-  Entry("figure9", "CelebA-HQ-256 samples of DDM in 10 steps"),
-  Entry("figure10", "Inpainted images in 10 steps, by elimination: our copy of the paper lacks this caption"),
-  Entry("figure11", "Super-resolved images in 10 steps"),
-  Entry("figure12", "Saliency maps in 10 steps"),
+  Entry("figure6", "CIFAR-10 samples in 10 steps: DDM and other diffusion models", commands=_grid_of_small(ddpm=True)),
+  Entry(
+    "figure7",
+    "CelebA-HQ-256 samples in 10 steps: DDM and other diffusion models",
+    commands=_grid_of_photos(ddpm=True),
+  ),
+  Entry("figure8", "CIFAR-10 samples of DDM in 10 steps", commands=_grid_of_small()),
+  Entry("figure9", "CelebA-HQ-256 samples of DDM in 10 steps", commands=_grid_of_photos()),
+  Entry(
+    "figure10",
+    "Inpainted images in 10 steps, by elimination: our copy of the paper lacks this caption",
+    commands=_tasks("10", "inpaint_photos"),
+  ),
+  Entry("figure11", "Super-resolved images in 10 steps", commands=_tasks("10", "superres_photos")),
+  Entry("figure12", "Saliency maps in 10 steps", commands=_tasks("10", "saliency_scenes")),
 )
