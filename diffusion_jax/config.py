@@ -304,7 +304,15 @@ def _check_task(config: ConfigDict):
     if field != "name" and idle and task[field] != value:
       raise wrong(f"task.{field}", task[field], f"must be {value!r} for task {task.name or 'none'!r}")
   if not task.name:
+    for field, value in default().condition.items():
+      if config.condition[field] != value:
+        raise wrong(f"condition.{field}", config.condition[field], f"must be {value!r} without a task")
     return
+  swin = config.condition.encoder.startswith("swin")
+  if config.condition.weights and not swin:
+    raise wrong("condition.weights", config.condition.weights, "must be '' for the encoder conv: they are Swin's")
+  if config.condition.upsample != 1 and not (swin and config.condition.upsample > 1):
+    raise wrong("condition.upsample", config.condition.upsample, "must be 1, or more for a Swin")
   if config.method not in ("edm", "decoupled", "dual_output"):
     expected = f"must be '' for method {config.method!r}; edm, dual_output and decoupled have tasks"
     raise wrong("task.name", task.name, expected)

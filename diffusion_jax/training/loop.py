@@ -190,6 +190,7 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   method = methods.from_config(config, layout.axis_name)
   if initial is not None:
     initial = warm.fit(initial, method, config)
+  initial = warm.with_encoder(initial, method, config, workdir)
   classifier = None
   if method.denoise is not None:
     sampling.schedule_of(config.sampling, method)

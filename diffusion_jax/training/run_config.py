@@ -77,7 +77,7 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
       free = False  # a name, not a place
     if field == "task.path" and not (old[field] and new[field]):
       free = False  # made from the images, or read from files
-    free |= started and field.startswith("init_")
+    free |= started and field.startswith(("init_", "condition.weights"))
     free |= field == "optimizer.decay_images"
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")

@@ -22,7 +22,8 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
-from diffusion_jax.interop import adm_weights, edm_checkpoint
+from diffusion_jax.interop import adm_weights, edm_checkpoint, tensor_reader
+from diffusion_jax.nets import swin
 from diffusion_jax.training import checkpoint as checkpoint_lib
 from diffusion_jax.training import start, update
 from diffusion_jax.training.state import TrainState, inference_variables
@@ -180,6 +181,26 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
   return Fit(there, {path: "" if path in there else "its network starts by itself" for path in here})
 
 
+def with_encoder(fitting: Fit | None, method: methods.Method, config, workdir) -> Fit | None:
+  """`fitting` and the published weights of config.condition, if it names them; None for a run that goes on.
+
+  Raises:
+    ConfigError: they cannot be read, or are of another network.
+  """
+  path = config.condition.weights
+  if not path or mesh.from_first_host(lambda: "yes" if checkpoint_lib.has_checkpoint(workdir) else "no") == "yes":
+    return fitting
+  try:
+    weights = swin.from_state_dict(tensor_reader.read_state_dict(path), config.condition.encoder.removeprefix("swin_"))
+  except ValueError as error:
+    raise config_lib.wrong("condition.weights", path, str(error)) from None
+  taken = {f"net/encoder/swin/{name}": np.asarray(value) for name, value in _flat(weights).items()}
+  if fitting is None:
+    paths = _flat(_first_shapes(method, config).params)
+    fitting = Fit({}, {path: "its network starts by itself" for path in paths})
+  return Fit({**fitting.taken, **taken}, {**fitting.reasons, **dict.fromkeys(taken, "")})
+
+
 def _check_fields(config, part: str, fields: dict[str, Any]):
   for name, value in fields.items():
     if config[part][name] != value:
@@ -232,10 +253,13 @@ def report(fitting: Fit, config, workdir):
   taken = [path for path, reason in fitting.reasons.items() if not reason]
   left = {path: reason for path, reason in fitting.reasons.items() if reason}
   record = {"init_from": config.init_from, "init_only": list(config.init_only), "taken": taken, "not_taken": left}
+  if config.condition.weights:
+    record["condition.weights"] = config.condition.weights
+  origin = " and ".join(filter(None, (config.init_from, config.condition.weights)))
   (epath.Path(workdir) / "init_from.json").write_text(json.dumps(record, indent=1) + "\n")
   counts = ", ".join(f"{sum(r == reason for r in left.values())} {reason}" for reason in sorted(set(left.values()))[:4])
   counts = f" ({counts})" if counts else ""
-  logging.warning("%d parameters are taken from %s, %d are not%s", len(taken), config.init_from, len(left), counts)
+  logging.warning("%d parameters are taken from %s, %d are not%s", len(taken), origin, len(left), counts)
 
 
 def _flat(params: dict[str, Params]) -> dict:
