@@ -11,6 +11,7 @@ from diffusion_jax.data.base import Arrays, DataError, Numbers, Source, check_in
 from diffusion_jax.data.builtin import digits, digits_split, photos
 from diffusion_jax.data.cache import Cached, cached, everything
 from diffusion_jax.data.folders import folder
+from diffusion_jax.data.latents import latents
 from diffusion_jax.data.measure import measure_sigma
 from diffusion_jax.data.npz import npz
 from diffusion_jax.data.tfds_sets import tfds
@@ -19,11 +20,13 @@ from diffusion_jax.data.zips import zipped
 
 __all__ = [
   "SOURCES", "Arrays", "Cached", "DataError", "Numbers", "Source", "Transform", "cached", "check_indices", "digits",
-  "digits_split", "everything", "folder", "from_config", "load", "measure_sigma", "npz", "photos", "tfds", "zipped",
+  "digits_split", "everything", "folder", "from_config", "latents", "load", "measure_sigma", "npz", "photos", "tfds",
+  "zipped",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[..., Source]] = {
-  "digits": digits, "photos": photos, "zip": zipped, "folder": folder, "npz": npz, "tfds": tfds
+  "digits": digits, "photos": photos, "zip": zipped, "folder": folder, "npz": npz, "tfds": tfds,
+  "latents": latents,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Key
@@ -35,7 +36,8 @@ def example_batch(config, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct
   data = config.data
   numbers = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
   images = jax.ShapeDtypeStruct((batch_size, data.resolution, data.resolution, data.channels), jnp.float32)
-  return {"image": images, "label": numbers, "index": numbers, "slot": numbers}
+  more = {"log_variance": images} if data.name == config_lib.LATENTS else {}
+  return {"image": images, "label": numbers, "index": numbers, "slot": numbers, **more}
 
 
 def shapes(method: methods.Method, config) -> TrainState:
