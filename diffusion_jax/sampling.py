@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import guidance as guidance_lib
-from diffusion_jax import mesh, samplers, times
+from diffusion_jax import latent, mesh, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
-from diffusion_jax.config import choose, ratios, wrong
+from diffusion_jax.config import LATENTS, choose, ratios, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
 from diffusion_jax.types import Array, Key
@@ -212,6 +212,7 @@ def generate(
   batch_size: int = 256,
   progress=None,
   classifier: guidance_lib.Classifier | None = None,
+  decoder: latent.Decoder | None = None,
 ) -> np.ndarray:
   """Draws one image a seed by the sampler of config.sampling, in batches laid over the local devices.
 
@@ -224,17 +225,20 @@ def generate(
     batch_size: images at a time.
     progress: called with the number of images of each batch done.
     classifier: `training.classifiers.from_config(config)`, that of config.sampling.
+    decoder: `training.autoencoders.from_config(config)`, of a run in latent space.
 
   Returns:
     [N, H, W, C] float32, not clipped.
 
   Raises:
-    ValueError: config.sampling has a classifier_scale, and there is no classifier.
+    ValueError: config.sampling has a classifier_scale, or the data are latents, and there is no classifier or decoder.
   """
   setting, seeds = config.sampling, np.asarray(seeds)
   if setting.classifier_scale and classifier is None:
     expected = "needs generate(..., classifier=training.classifiers.from_config(config))"
     raise ValueError(f"config.sampling.classifier_scale = {setting.classifier_scale:g} {expected}")
+  if config.data.name == LATENTS and decoder is None:
+    raise ValueError("latents need generate(..., decoder=training.autoencoders.from_config(config)); sample gives them")
   if setting.grid == "dpdm" and not setting.sigma_min:
     times.dpdm_grid(setting.num_steps)  # warns where the paper has no σ_min
   labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
@@ -263,8 +267,10 @@ def generate(
         **options,
       )
     )
+    if decoder is not None:
+      images[-1] = decoder(images[-1])
     if progress:
-      images[-1].block_until_ready()
+      jax.block_until_ready(images[-1])
       progress(min(len(rows), len(seeds) - int(rows[0])))
   return np.concatenate([np.asarray(batch) for batch in images])[: len(seeds)]
 
@@ -277,13 +283,15 @@ def generate_together(
   labels=None,
   progress=None,
   classifier: guidance_lib.Classifier | None = None,
+  decoder: latent.Decoder | None = None,
 ) -> np.ndarray:
   """`generate` by all hosts, each of which draws its share and gets all images; they are those of one host."""
   seeds = np.asarray(seeds)
   labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
   rows = mesh.host_share(len(seeds))
   labels = None if labels is None else labels[rows]
-  images = generate(config, method, variables, seeds[rows], labels, progress=progress, classifier=classifier)
+  guides = {"classifier": classifier, "decoder": decoder}
+  images = generate(config, method, variables, seeds[rows], labels, progress=progress, **guides)
   return mesh.gather_hosts(images)[: len(seeds)]
 
 
