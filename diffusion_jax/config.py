@@ -34,8 +34,8 @@ def default() -> ConfigDict:
   c.hang_timeout = 1800.0  # seconds without the end of a step, compilation included, after which a host exits; 0: never
 
   c.data = ConfigDict()
-  c.data.name = "digits"  # digits, photos, scenes (digits on photos), zip, folder, npz, tfds
-  c.data.path = ""  # of the zip, folder or npz; for tfds the set's name, such as imagenet_resized/64x64
+  c.data.name = "digits"  # digits, photos, scenes (digits on photos), zip, folder, npz, tfds, latents
+  c.data.path = ""  # of the zip, folder, npz or latents; for tfds the set's name, such as imagenet_resized/64x64
   c.data.data_dir = ""  # where TFDS keeps its sets; "" is its own default
   c.data.split = "train"
   c.data.transform = ""  # to the resolution: resize, center-crop, center-crop-wide, center-crop-dhariwal; crops: of a
@@ -67,6 +67,7 @@ def default() -> ConfigDict:
   c.latent = ConfigDict()  # diffusion of an autoencoder's latents; of data.name = "latents" alone
   c.latent.autoencoder = ""  # workdir of a run of method autoencoder, or the published KL-f4 weights (.ckpt, .pt)
   c.latent.scale = 0.0  # the network sees scale·z; 0: one over the standard deviation of z, as measured on the data
+  c.latent.sha256 = ""  # of the autoencoder that encoded the data; "": what their folder says
 
   c.autoencoder = ConfigDict()  # method "autoencoder"; its network, KL-f4 by default
   c.autoencoder.channels = 128
@@ -196,6 +197,9 @@ def default() -> ConfigDict:
   return c
 
 
+UNSAMPLED = ("classifier", "autoencoder")  # methods that draw no images
+LATENTS = "latents"  # data.name of what experiments/encode.py writes
+LATENT_METHODS = ("edm", "dual_output", "decoupled")  # that run in the latent space of an autoencoder
 TRANSFORMS = ("resize", "center-crop", "center-crop-wide", "center-crop-dhariwal")  # see data/transforms.py
 CROPS = "crops"  # see data/crops.py
 TASKS = ("superres", "inpaint", "saliency")  # see data/tasks.py
@@ -214,7 +218,7 @@ _NOT_NEGATIVE = (
   "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
   "sampling.clip", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
   "optimizer.weight_decay", "optimizer.decay_images", "optimizer.decay_power", "optimizer.min_learning_rate",
-  "ema.ramp_power", "decoupled.reconstruction_weight", "sampling.refit",
+  "ema.ramp_power", "decoupled.reconstruction_weight", "sampling.refit", "autoencoder.kl_weight", "latent.scale",
 )  # fmt: skip
 
 
@@ -266,10 +270,11 @@ def check(config: ConfigDict, device_count: int | None = None):
     raise wrong("edm.vlb_weight", config.edm.vlb_weight, "must be 0 unless edm.preconditioner and edm.noise are iddpm")
   if config.edm.sigma_max <= config.edm.sigma_min:
     raise wrong("edm.sigma_max", config.edm.sigma_max, "must be greater than edm.sigma_min")
-  if config.method == "classifier":
-    _check_classifier(config)
+  if config.method in UNSAMPLED:
+    _check_unsampled(config)
   else:
     _check_sampling(config)
+  _check_latent(config)
   train = config.train
   for field in ("log_every", "checkpoint_every", "sample_every", "num_steps"):
     if train[field] % train.updates_per_call:
@@ -373,16 +378,43 @@ def check_guide(sampling: ConfigDict):
     raise wrong("sampling.classifier_scale", scale, "guidance without a classifier: sampling.classifier names its run")
 
 
-def _check_classifier(config: ConfigDict):
+def _check_unsampled(config: ConfigDict):
   """What is of no use, or impossible, for a run that draws no images and is given no labels."""
-  if not config.data.num_classes:
+  method = config.method
+  if method == "classifier" and not config.data.num_classes:
     raise wrong("data.num_classes", 0, "must be positive for method 'classifier', which learns the classes")
-  refused = {"label_dropout": "learns the labels", "data.augment": "has no inputs for its labels"}
-  refused["train.score_every"] = "draws no images"
+  refused = {"data.augment": "has no inputs for its labels", "train.score_every": "draws no images"}
+  refused["label_dropout"] = "learns the labels" if method == "classifier" else "is given no labels"
   given = flatten(config)
   for field, why in refused.items():
     if given[field]:
-      raise wrong(field, given[field], f"must be 0 for method 'classifier', which {why}")
+      raise wrong(field, given[field], f"must be 0 for method {method!r}, which {why}")
+
+
+def _check_latent(config: ConfigDict):
+  """What cannot be in the latent space of an autoencoder, and what is for it alone."""
+  given = flatten(config)
+  if config.data.name != LATENTS:
+    for field in ("latent.autoencoder", "latent.scale", "latent.sha256"):
+      if given[field]:
+        expected = f"must be {type(given[field])()!r} for data.name = {config.data.name!r}, which are no latents"
+        raise wrong(field, given[field], expected)
+    return
+  choose("method", config.method, LATENT_METHODS)
+  if not config.latent.autoencoder:
+    raise wrong("latent.autoencoder", "", "names what decodes: a run of method autoencoder, or KL-f4's weights (.ckpt)")
+  refused = {
+    "data.flip": "the latents of a mirrored image are not its latents mirrored: experiments/encode.py --flip",
+    "data.augment": "its warps are those of images",
+    "sampling.clip": "latents have no range",
+    "sampling.refit": "latents have no range",
+    "sampling.sigma_min_search": "its score is one of images",
+    "sampling.classifier_scale": "a classifier sees images",
+    "decoupled.reconstruction_weight": "its error is one of images",
+  }
+  for field, why in refused.items():
+    if given[field]:
+      raise wrong(field, given[field], f"must be {type(given[field])()!r} for data.name = {LATENTS!r}: {why}")
 
 
 def _check_ratio(config: ConfigDict):

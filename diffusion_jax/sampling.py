@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import guidance as guidance_lib
-from diffusion_jax import mesh, samplers, tiling, times
+from diffusion_jax import latent, mesh, samplers, tiling, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
-from diffusion_jax.config import choose, ratios, wrong
+from diffusion_jax.config import LATENTS, choose, ratios, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
 from diffusion_jax.types import Array, Key
@@ -213,6 +213,7 @@ def generate(
   progress=None,
   classifier: guidance_lib.Classifier | None = None,
   condition=None,
+  decoder: latent.Decoder | None = None,
 ) -> np.ndarray:
   """Draws one image a seed by the sampler of config.sampling, in batches laid over the local devices.
 
@@ -226,13 +227,14 @@ def generate(
     progress: called with the number of images of each batch done.
     classifier: `training.classifiers.from_config(config)`, that of config.sampling.
     condition: [N, h, w, c] uint8 or in [−1, 1], what each image is made from, for a run with a task.
+    decoder: `training.autoencoders.from_config(config)`, of a run in latent space.
 
   Returns:
     [N, H, W, C] float32, not clipped.
 
   Raises:
-    ValueError: config.sampling has a classifier_scale, and there is no classifier; or a run with a task has no
-      condition for each seed.
+    ValueError: config.sampling has a classifier_scale, or the data are latents, and there is no classifier or decoder;
+      or a run with a task has no condition for each seed.
   """
   if bool(config.task.name) != (condition is not None) or (condition is not None and len(condition) != len(seeds)):
     wanted = f"must hold {len(seeds)} images, one a seed" if config.task.name else "must be None"
@@ -242,6 +244,8 @@ def generate(
   if setting.classifier_scale and classifier is None:
     expected = "needs generate(..., classifier=training.classifiers.from_config(config))"
     raise ValueError(f"config.sampling.classifier_scale = {setting.classifier_scale:g} {expected}")
+  if config.data.name == LATENTS and decoder is None:
+    raise ValueError("latents need generate(..., decoder=training.autoencoders.from_config(config)); sample gives them")
   if setting.grid == "dpdm" and not setting.sigma_min:
     times.dpdm_grid(setting.num_steps)  # warns where the paper has no σ_min
   labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
@@ -271,8 +275,10 @@ def generate(
         **options,
       )
     )
+    if decoder is not None:
+      images[-1] = decoder(images[-1])
     if progress:
-      images[-1].block_until_ready()
+      jax.block_until_ready(images[-1])
       progress(min(len(rows), len(seeds) - int(rows[0])))
   return np.concatenate([np.asarray(batch) for batch in images])[: len(seeds)]
 
@@ -286,6 +292,7 @@ def generate_together(
   progress=None,
   classifier: guidance_lib.Classifier | None = None,
   condition=None,
+  decoder: latent.Decoder | None = None,
 ) -> np.ndarray:
   """`generate` by all hosts, each of which draws its share and gets all images; they are those of one host."""
   seeds = np.asarray(seeds)
@@ -293,9 +300,8 @@ def generate_together(
   rows = mesh.host_share(len(seeds))
   labels = None if labels is None else labels[rows]
   condition = None if condition is None else condition[rows]
-  images = generate(
-    config, method, variables, seeds[rows], labels, progress=progress, classifier=classifier, condition=condition
-  )
+  more = {"classifier": classifier, "condition": condition, "decoder": decoder}
+  images = generate(config, method, variables, seeds[rows], labels, progress=progress, **more)
   return mesh.gather_hosts(images)[: len(seeds)]
 
 

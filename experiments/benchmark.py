@@ -174,6 +174,8 @@ def update_case(config, method, layout, state, network_operations: float) -> Cas
   rows = np.arange(*first_and_stop, dtype=np.int32)
   shapes, rng = start.example_batch(config, len(rows)), np.random.default_rng(0)
   batch = {"image": rng.uniform(-1, 1, shapes["image"].shape).astype(np.float32), "index": rows, "slot": rows}
+  if config.data.name == config_lib.LATENTS:
+    batch["log_variance"] = batch["image"]
   batch["label"] = rows % max(config.data.num_classes, 1)
   run = layout.compile(update.windowed(method.update, config.train.log_every), per_call)
   args = (state, layout.split([batch] * per_call), start.train_key(config), None)
@@ -333,6 +335,8 @@ def main():
     record = measure_input(config, parallel.host_slots(config.train.batch_size), _REPEATS.value)
     show_input(record)
     return write(record, path)
+  if config.data.name == config_lib.LATENTS and not config.latent.scale:
+    config.latent.scale = 1.0  # what is timed reads no data
   layout = parallel.from_config(config.train.parallel)
   method = methods.from_config(config, layout.axis_name)
   if method.denoise is None:

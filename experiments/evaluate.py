@@ -31,13 +31,13 @@ from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation import r_table as r_table_lib
 from diffusion_jax.evaluation import tasks as tasks_lib
 from diffusion_jax.evaluation.records import Records
-from diffusion_jax.training import classifiers
+from diffusion_jax.training import autoencoders, classifiers
 
 _SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler or the run's own by default.")
 _NFE = flags.DEFINE_list("nfe", None, "Network evaluations to compare; --num_steps or the run's own by default.")
 _IMAGES = flags.DEFINE_string("images", None, "A zip of PNGs, or an .npz with the array `images`, in place of a model.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the results; WORKDIR/evaluation by default.")
-model_flags = cli.ModelFlags(task=None)
+model_flags = cli.ModelFlags(task=None, latents=True)
 score_flags = cli.ScoreFlags()
 start_hosts = cli.define_hosts()
 
@@ -56,7 +56,7 @@ def main():
     config, method, variables, step, name = model_flags.open(search=False)
     checkpoint = model_flags.provenance(step)
     chosen = settings(config, method)
-    scorers = score_flags.scorers(config, (config.data.resolution, config.data.resolution, config.data.channels))
+    scorers = score_flags.scorers(config, autoencoders.image_shape(config))
     available = None
     examples = tasks_lib.source_of(scorers) if config.task.name else None
   num_images, blocks = score_flags.protocol(scorers, available)

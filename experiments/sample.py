@@ -12,13 +12,13 @@ from etils import epath
 
 from diffusion_jax import cli, sampling
 from diffusion_jax.evaluation import images as images_lib
-from diffusion_jax.training import classifiers
+from diffusion_jax.training import autoencoders, classifiers
 
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "Seeds of the images: numbers and ranges.")
 _LABEL = flags.DEFINE_integer("label", None, "Class of all images; by default seed modulo the number of classes.")
 _OUT = flags.DEFINE_string("out", None, "Where to write OUT.png and OUT.npz; by default WORKDIR/samples/sample.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace OUT.png and OUT.npz if they are there.")
-model_flags = cli.ModelFlags()
+model_flags = cli.ModelFlags(latents=True)
 start_hosts = cli.define_hosts()
 
 
@@ -28,7 +28,7 @@ def main():
   png, npz = outputs(model_flags.folder())
   model = model_flags.open(search=False)  # what is wrong is said before that
   config, method, variables, _, name = model
-  classifier = classifiers.from_config(config)
+  classifier, decoder = classifiers.from_config(config), autoencoders.from_config(config)
   labels = sampling.default_labels(config, seeds, classifier)
   if _LABEL.value is not None:
     classes = config.data.num_classes or (classifier.num_classes if classifier else 0)
@@ -40,10 +40,10 @@ def main():
   except OSError as error:
     raise cli.UsageError(f"--out={png.parent}: {error}") from None
   config = model_flags.measured(model).config
-  images = sampling.generate_together(config, method, variables, seeds, labels, classifier=classifier)
+  images = sampling.generate_together(config, method, variables, seeds, labels, classifier=classifier, decoder=decoder)
   if jax.process_index() != 0:
     return
-  images_lib.save_png(png, images, scale=4 if config.data.resolution < 32 else 1, overwrite=True)
+  images_lib.save_png(png, images, scale=4 if images.shape[1] < 32 else 1, overwrite=True)
   with npz.open("wb") as file:
     np.savez(file, images=images_lib.to_uint8(images), seeds=seeds, **({} if labels is None else {"labels": labels}))
   nfe = sampling.evaluations(config.sampling, method)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, sampling
-from diffusion_jax.data import sources
+from diffusion_jax.data import latents, sources
 from diffusion_jax.training import checkpoint, start, warm
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -81,6 +81,13 @@ def small_zip(path, config):
     archive.writestr("dataset.json", json.dumps({"labels": [[name, i] for i, name in enumerate(names)]}))
 
 
+def small_latents(path, config):
+  """Of the test digits, N(0, I) each, of the size that the config names."""
+  shape = (config.data.resolution, config.data.resolution, config.data.channels)
+  encode = lambda images: (np.zeros((len(images), *shape), np.float32), np.zeros((len(images), *shape), np.float32))
+  latents.write(path, sources.load("digits", "test"), encode, {"sha256": ""}, {"name": "digits", "path": ""})
+
+
 @pytest.mark.parametrize("name, row", CONFIGS)
 def test_every_config_file_can_be_run(name, row, tmp_path):
   """It passes the checks for eight devices, makes a method, fits its data, and comes back from disk as it was."""
@@ -91,6 +98,10 @@ def test_every_config_file_can_be_run(name, row, tmp_path):
     assert config.data.path in module.__doc__
     config.data.path = str(tmp_path / "data.zip")
     small_zip(config.data.path, config)
+  if config.data.name == "latents":
+    assert config.data.path in module.__doc__
+    config.data.path = str(tmp_path / "latents")
+    small_latents(config.data.path, config)
   sources.from_config(config)
   checkpoint.write_config(tmp_path, config)
   old, new = config_lib.flatten(config), config_lib.flatten(checkpoint.read_config(tmp_path))

@@ -1,5 +1,6 @@
 """The frame of the command-line programs: flags, config overrides, one line and exit code 2 for a user's mistake."""
 
+from diffusion_jax.cli.autoencoders import AutoencoderFlags as AutoencoderFlags
 from diffusion_jax.cli.models import Model as Model
 from diffusion_jax.cli.models import ModelFlags as ModelFlags
 from diffusion_jax.cli.models import define_sampler as define_sampler

@@ -16,6 +16,11 @@ from diffusion_jax.training import checkpoint
 from diffusion_jax.training.checkpoint import WorkdirError
 from diffusion_jax.types import Params
 
+_UNSAMPLED = {
+  "classifier": "a classifier, which draws no images; experiments/classify.py",
+  "autoencoder": "an autoencoder, which draws no images; experiments/reconstruct.py",
+}
+
 
 class Model(NamedTuple):
   """What is sampled from: a run's checkpoint, or a published one."""
@@ -31,13 +36,18 @@ class ModelFlags:
   """The flags --workdir, --step and those of config.sampling, and --checkpoint; not those of what is False.
 
   With `classifier` the run is one of method classifier, and else of one that draws images: from noise alone, with
-  `task` from a condition, either with None.
+  `task` from a condition, either with None; in latent space with `latents` alone, for programs that decode.
   """
 
   def __init__(
-    self, published: bool = True, sampling: bool = True, classifier: bool = False, task: bool | None = False
+    self,
+    published: bool = True,
+    sampling: bool = True,
+    classifier: bool = False,
+    task: bool | None = False,
+    latents: bool = False,
   ):
-    self._classifier, self._task = classifier, task
+    self._kind = {"classifier": classifier, "task": task, "latents": latents}
     self._workdir = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
     self._step = flags.DEFINE_string("step", None, "Which checkpoint of the run, or best; the newest by default.")
     self._published = None
@@ -90,8 +100,7 @@ class ModelFlags:
     if self.published:
       model = open_published(self._pickle(), "--checkpoint", self._with_sampler_flags)
     else:
-      kind = (self._classifier, self._task)
-      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags, *kind)
+      model = open_run(str(folder), "--workdir", self._step.value, self._with_sampler_flags, **self._kind)
     return self.measured(model) if search else model
 
   def measured(self, model: Model) -> Model:
@@ -126,6 +135,7 @@ def open_run(
   override: Callable = ConfigDict.copy_and_resolve_references,
   classifier: bool = False,
   task: bool | None = False,
+  latents: bool = False,
 ) -> Model:
   """Loads a run's checkpoint.
 
@@ -136,6 +146,7 @@ def open_run(
     override: config -> config; puts the user's fields in.
     classifier: whether the run must be of method classifier, or of one that draws images.
     task: whether it must have a task, or none; None takes either.
+    latents: whether it may be in latent space.
 
   Raises:
     UsageError: there is no such checkpoint, it cannot be read, or it is of the other kind.
@@ -146,13 +157,15 @@ def open_run(
   choose = {None: checkpoint.newest_whole, "best": checkpoint.best}.get(step, lambda _: step)
   try:
     config = checkpoint.read_config(path)
-    if (config.method == "classifier") != classifier:
-      draws = "draws no images; experiments/classify.py measures it"
-      expected = f"expected a run of method 'classifier', not {config.method!r}" if classifier else draws
-      raise UsageError(f"{flag}={path}: {'' if classifier else 'a classifier, which '}{expected}")
+    if classifier and config.method != "classifier":
+      raise UsageError(f"{flag}={path}: expected a run of method 'classifier', not {config.method!r}")
+    if not classifier and config.method in _UNSAMPLED:
+      raise UsageError(f"{flag}={path}: {_UNSAMPLED[config.method]} measures it")
     if task is not None and task != bool(config.task.name):
       made = f"makes images from others ({config.task.name}): experiments/evaluate.py and tasks.py give it these"
       raise UsageError(f"{flag}={path}: a run that {made if config.task.name else 'has no task'}")
+    if not latents and config.data.name == config_lib.LATENTS:
+      raise UsageError(f"{flag}={path}: a run in latent space, which sample.py and evaluate.py alone decode")
     config = override(config)
     number = int(mesh.from_first_host(lambda: str(choose(path))))
     return Model(config, *checkpoint.load_for_inference(path, number, config), number, f"step {number}")
@@ -180,7 +193,9 @@ def provenance(path: str, step: int | None) -> dict:
 
 
 def define_sampler():
-  """Defines a flag for every field of config.sampling; returns (config, sampler=None) -> the config with them put in.
+  """Defines --autoencoder, and a flag for every field of config.sampling.
+
+  Returns (config, sampler=None) -> the config with them put in.
 
   `sampler` goes in place of --sampler. It brings its grid along, see `sampling.with_sampler`, unless --grid is given.
   """
@@ -194,6 +209,7 @@ def define_sampler():
     name: kinds[type(value)](name, None, f"config.sampling.{name}; the run's own by default{notes.get(name, '')}.")
     for name, value in default.items()
   }
+  autoencoder = flags.DEFINE_string("autoencoder", None, "config.latent.autoencoder, where it has been moved.")
 
   def override(config: ConfigDict, sampler: str | None = None) -> ConfigDict:
     given = {name: holder.value for name, holder in holders.items() if holder.value is not None}
@@ -203,6 +219,8 @@ def define_sampler():
         raise UsageError(f"--sigma_min={given['sigma_min']:g}: goes without --sigma_min_search, which finds one")
       config.sampling.sigma_min = 0.0  # the run's own would go before the search
     config.sampling.update({name: value for name, value in given.items() if name != "sampler"})
+    if autoencoder.value is not None:
+      config.latent.autoencoder = autoencoder.value
     return config
 
   return override

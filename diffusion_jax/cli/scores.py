@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.cli.program import UsageError, checked
+from diffusion_jax.data import latents
 from diffusion_jax.evaluation import bench, scoring, tasks
 
 
@@ -60,6 +61,8 @@ class ScoreFlags:
     self.check_real(config)
     own = config is not None and config.data.name != "none"
     config = config.copy_and_resolve_references() if own else config_lib.default()
+    if not self._data.value:
+      config = latents.before_encoding(config)
     if self._data.value or not own:
       name, _, path = (self._data.value or "").partition(":")
       if name != config.data.name:  # how the run's own images lie and are brought to their size is not how these are

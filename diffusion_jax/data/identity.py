@@ -7,11 +7,13 @@ import zipfile
 
 from etils import epath
 
+from diffusion_jax import config as config_lib
 from diffusion_jax import files
 from diffusion_jax.data import labels as labels_lib
 from diffusion_jax.data.decoded import in_threads
 from diffusion_jax.data.folders import images_under
 
+LATENTS_FILE = "latents.json"  # of a folder of latents, see `latents`
 _ENDS = 1 << 20  # bytes at each end of a file that are looked at
 
 
@@ -26,12 +28,12 @@ def of_path(name: str, path: str) -> list:
 
   Returns:
     Plain values. Of a TFDS set its whole name. Of a folder the names of its images, their sizes and dataset.json. Of a
-    file its name, its size and, of a zip or an .npz, the names and CRCs of its members, else its first and last MiB.
-    Of what is not there its name.
+    file its name, its size and, of a zip or an .npz, the names and CRCs of its members, else its first and last MiB; of
+    latents that of their JSON. Of what is not there its name.
   """
   if name == "tfds":
     return [path]
-  path = epath.Path(path)
+  path = epath.Path(path) / LATENTS_FILE if name == config_lib.LATENTS else epath.Path(path)
   try:
     return _of_what_is_there(os.fspath(path), *_stat(path))
   except OSError:  # opening the data says so

@@ -13,6 +13,7 @@ from diffusion_jax.data.builtin import digits, digits_split, photos, scenes
 from diffusion_jax.data.cache import Cached, cached, everything
 from diffusion_jax.data.crops import Crop, Crops
 from diffusion_jax.data.folders import folder
+from diffusion_jax.data.latents import latents
 from diffusion_jax.data.measure import measure_sigma
 from diffusion_jax.data.npz import npz
 from diffusion_jax.data.tfds_sets import tfds
@@ -21,12 +22,14 @@ from diffusion_jax.data.zips import zipped
 
 __all__ = [
   "SOURCES", "Arrays", "Cached", "DataError", "Numbers", "Source", "Transform", "cached", "check_indices", "digits",
-  "digits_split", "everything", "folder", "from_config", "load", "measure_sigma", "npz", "photos", "scenes", "tfds",
+  "digits_split", "everything", "folder", "from_config", "latents", "load", "measure_sigma", "npz", "photos", "scenes",
+  "tfds",
   "zipped",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[..., Source]] = {
-  "digits": digits, "photos": photos, "scenes": scenes, "zip": zipped, "folder": folder, "npz": npz, "tfds": tfds
+  "digits": digits, "photos": photos, "scenes": scenes, "zip": zipped, "folder": folder, "npz": npz, "tfds": tfds,
+  "latents": latents,
 }  # fmt: skip
 
 

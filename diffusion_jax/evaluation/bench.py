@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from diffusion_jax import mesh, sampling
-from diffusion_jax.data import sources
+from diffusion_jax.data import latents, sources
 from diffusion_jax.evaluation import features, neighbours, scoring
 from diffusion_jax.evaluation import records as records_lib
 from diffusion_jax.evaluation.records import Records
 from diffusion_jax.evaluation.reference import RealImages, StoredStatistics
 from diffusion_jax.evaluation.scoring import Scorer
-from diffusion_jax.training import classifiers
+from diffusion_jax.training import autoencoders, classifiers
 
 Draw = Callable[[np.ndarray], np.ndarray]  # seeds [n] -> images [n, H, W, C]
 
@@ -60,16 +60,18 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subje
   """A model with the sampler of config.sampling; open_model() -> (method, variables) is called only where needed.
 
   Raises:
-    ConfigError: its classifier is not there, or cannot guide it.
+    ConfigError: its classifier or autoencoder is not there, or cannot serve it.
   """
   found = classifiers.find(config)
+  autoencoders.find(config)
 
   def draw():
     method, variables = open_model()
     variables = mesh.everywhere(variables)
     classifier = None if found is None else classifiers.load(found)
     batch = 256 * jax.local_device_count()
-    run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch, classifier=classifier)
+    guides = {"classifier": classifier, "decoder": autoencoders.from_config(config)}
+    run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch, **guides)
     return run, sampling.evaluations(config.sampling, method)
 
   classes = config.data.num_classes or (0 if found is None else found.config.data.num_classes)
@@ -94,7 +96,7 @@ def scorers_for(
   measured in pixels against config.data.split.
 
   Args:
-    config: a run's config, or any other whose `data` says what the real images are.
+    config: a run's config, or any other whose `data` says what the real images are; for latents those before encoding.
     metrics: some of `scoring.METRICS`; by default what the extractor has, and with `reference` what needs no more.
     extractor: "digits", "inception" or "pixels"; by default digits for digits, Inception where its weights are given,
       and else pixels.
@@ -109,6 +111,7 @@ def scorers_for(
     ConfigError: there are no such data.
   """
   files = {name: path for name, path in (files or {}).items() if path}
+  config = latents.before_encoding(config)
   data = config.data
   main = extractor or ("digits" if data.name == "digits" else "inception" if "inception" in files else "pixels")
   if metrics is None:

@@ -1,7 +1,7 @@
 """Methods: each paper as a triple of pure functions made from a config."""
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.methods import classifier, decoupled, dpdm, dual_output, edm
+from diffusion_jax.methods import autoencoder, classifier, decoupled, dpdm, dual_output, edm
 from diffusion_jax.methods.base import Method
 
 BY_NAME = {
@@ -10,6 +10,7 @@ BY_NAME = {
   "decoupled": decoupled.from_config,
   "dpdm": dpdm.from_config,
   "classifier": classifier.from_config,
+  "autoencoder": autoencoder.from_config,
 }
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import latent
 from diffusion_jax import parameterization as par
 from diffusion_jax.data import augment
 from diffusion_jax.methods import conditions
@@ -23,7 +24,8 @@ class Method(NamedTuple):
   Attributes:
     init: (key, example_batch) -> TrainState.
     update: (state, batch, key) -> (state, metrics): one optimisation step; `batch` holds "image" [B, H, W, C],
-      "slot" [B] and, with classes, "label" [B], with a task "condition" [B, h, w, c].
+      "slot" [B] and, with classes, "label" [B], with a task "condition" [B, h, w, c]; of latents "image" is their mean,
+      beside "log_variance".
     denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}, in training also
       "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B]. None for a method that draws nothing.
     process: the forward process of denoise's x and t.
@@ -103,8 +105,13 @@ def encode_with(network) -> Callable | None:
   return lambda variables, condition: network.apply(variables, condition, method="encode")
 
 
-def images_of(batch, keys: Key, flip: bool) -> Array:
-  """A batch's images [B, H, W, C] in [−1, 1], float32; with `flip` each is mirrored or not by its key alone."""
+def images_of(batch, keys: Key, flip: bool, scale: float = 1.0) -> Array:
+  """A batch's images [B, H, W, C] in [−1, 1], float32; with `flip` each is mirrored or not by its key alone.
+
+  Of latents it is `latent.draw` with config.latent.scale, each by its key alone, and there is no `flip`.
+  """
+  if "log_variance" in batch:
+    return latent.draw(keys, batch["image"], batch["log_variance"], scale)
   return _in_range(batch["image"], keys, flip)
 
 

@@ -77,7 +77,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   def loss_fn(params, batch):
     stream = functools.partial(base.streams, batch["key"])
-    x0 = base.images_of(batch, stream(_AUGMENT), config.data.flip)
+    x0 = base.images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
     x0, augment = base.augmented(x0, stream(_AUGMENT), config.data.augment)
     t = draw_times(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))

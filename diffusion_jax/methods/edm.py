@@ -63,7 +63,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   def loss_fn(params, batch):
     stream = functools.partial(base.streams, batch["key"])
-    y = base.images_of(batch, stream(_AUGMENT), config.data.flip)
+    y = base.images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
     y, augment = base.augmented(y, stream(_AUGMENT), config.data.augment)
     sigma = noise_levels(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(stream(_NOISE))

@@ -118,15 +118,11 @@ def diverged(
     updates = []
     for k in range(max(step - count, step - config.train.max_skipped), step):
       slots = list(range(size))
-      levels = method.times(state_lib.example_keys(key, k, jax.numpy.arange(size)))
-      updates.append(
-        {
-          "step": k,
-          "examples": batching.indices(config.seed, k, size, num_examples).tolist(),
-          "slots": slots,
-          "times": np.asarray(levels, float).tolist(),
-        }
-      )
+      examples = batching.indices(config.seed, k, size, num_examples).tolist()
+      updates.append({"step": k, "examples": examples, "slots": slots})
+      if method.times is not None:
+        levels = method.times(state_lib.example_keys(key, k, jax.numpy.arange(size)))
+        updates[-1]["times"] = np.asarray(levels, float).tolist()
     record = {"seed": config.seed, "checkpoint": checkpoint, "config": config_lib.flatten(config), "updates": updates}
     path.write_text(json.dumps(record) + "\n")
   return Diverged(

@@ -12,11 +12,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import guidance, mesh, methods, sampling
-from diffusion_jax.data import batching, sources
+from diffusion_jax import guidance, latent, mesh, methods, sampling
+from diffusion_jax.data import batching, latents, sources
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.training import autoencoders, classifiers, faults, parallel, scores, start, update, warm, writers
 from diffusion_jax.training import checkpoint as checkpoint_lib
-from diffusion_jax.training import classifiers, faults, parallel, scores, start, update, warm, writers
 from diffusion_jax.training import state as state_lib
 
 _GRID_SEEDS = 100  # images of a sample grid: seeds 0..99, ten a row
@@ -117,7 +117,7 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
           writer.score(step, score)
       draws = method.denoise is not None
       if draws and _due(config.train.sample_every, step, num_steps) and "drawn" not in done:
-        images = draw_grid(config, method, layout.whole(state.ema), run.classifier, shown)
+        images = draw_grid(config, method, layout.whole(state.ema), run.classifier, run.decoder, shown)
         with saving():
           save_grid(workdir, step, images, shown)
         watchdog.beat(f"the images of step {step}")
@@ -169,6 +169,7 @@ class Prepared(NamedTuple):
   initial: warm.Fit | None  # weights to start from
   score: scores.InTraining | None
   classifier: guidance.Classifier | None  # that guides the run's pictures and scores
+  decoder: latent.Decoder | None  # that makes them of latents
 
 
 def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
@@ -186,22 +187,22 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   layout = layout or parallel.from_config(config.train.parallel)
   config_lib.check(config, layout.mesh.size)
   initial = warm.load(config, workdir)
-  config = warm.resolve(config, initial, workdir)
+  config = latents.resolve(warm.resolve(config, initial, workdir))
   method = methods.from_config(config, layout.axis_name)
   if initial is not None:
     initial = warm.fit(initial, method, config)
   initial = warm.with_encoder(initial, method, config, workdir)
-  classifier = None
+  classifier, decoder = None, None
   if method.denoise is not None:
     sampling.schedule_of(config.sampling, method)
     sampling.ratio_of(config.sampling, method)
-    classifier = classifiers.from_config(config)
+    classifier, decoder = classifiers.from_config(config), autoencoders.from_config(config)
   source = sources.from_config(config)
   checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
-  score = scores.InTraining(config, method, classifier) if config.train.score_every else None
+  score = scores.InTraining(config, method, classifier, decoder) if config.train.score_every else None
   shapes = start.shapes(method, config)
   warm.check_frozen(config, shapes.params)
-  return Prepared(config, method, layout, source, shapes, initial, score, classifier)
+  return Prepared(config, method, layout, source, shapes, initial, score, classifier, decoder)
 
 
 def measure_data(config, source: sources.Source):
@@ -209,6 +210,7 @@ def measure_data(config, source: sources.Source):
   if jax.process_index() != 0:
     return
   sigma, assumed = sources.measure_sigma(source, _SIGMA_IMAGES), config.edm.sigma_data
+  sigma *= config.latent.scale or 1
   used = config.method in ("edm", "dpdm") and config.edm.preconditioner == "edm"
   print(f"{config.data.name} {config.data.split}: {len(source):,} images {source.image_shape}, σ_data {sigma:.3f}")
   if used and not abs(sigma - assumed) <= 0.2 * assumed:
@@ -223,7 +225,12 @@ def shown_examples(config, source: sources.Source) -> dict[str, np.ndarray] | No
 
 
 def draw_grid(
-  config, method: methods.Method, ema, classifier: guidance.Classifier | None = None, shown: dict | None = None
+  config,
+  method: methods.Method,
+  ema,
+  classifier: guidance.Classifier | None = None,
+  decoder: latent.Decoder | None = None,
+  shown: dict | None = None,
 ) -> np.ndarray:
   """Seeds 0..99 through the config's sampler; with ten classes, one a column. All hosts draw, and get all images.
 
@@ -233,9 +240,8 @@ def draw_grid(
   seeds = np.arange(len(shown["image"]) if shown else _GRID_SEEDS)
   if shown:
     condition, labels = shown["condition"], shown["label"] if config.data.num_classes else None
-  return sampling.generate_together(
-    config, method, variables, seeds, labels, classifier=classifier, condition=condition
-  )
+  more = {"classifier": classifier, "condition": condition, "decoder": decoder}
+  return sampling.generate_together(config, method, variables, seeds, labels, **more)
 
 
 def save_grid(workdir, step: int, images: np.ndarray, shown: dict | None = None):

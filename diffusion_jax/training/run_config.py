@@ -53,8 +53,10 @@ FREE = (
   "train.num_steps", "train.parallel", "train.accumulation", "train.max_skipped", "train.log_every",
   "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.keep_best",
   "train.sample_every", "train.score_every", "train.score_images", "train.score_inception", "network.remat",
-  "data.path", "data.data_dir", "data.cache", "task.path", "hang_timeout", "sampling.",
+  "data.path", "data.data_dir", "data.cache", "task.path", "hang_timeout", "latent.autoencoder", "sampling.",
 )  # fmt: skip
+# What a run's own config has from its data, where it was left to them.
+MEASURED = ("latent.scale", "latent.sha256")
 
 
 def is_free(field: str) -> bool:
@@ -77,7 +79,7 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
       free = False  # a name, not a place
     if field == "task.path" and not (old[field] and new[field]):
       free = False  # made from the images, or read from files
-    free |= started and field.startswith(("init_", "condition.weights"))
+    free |= started and field.startswith(("init_", "condition.weights")) or field in MEASURED and not new[field]
     free |= field == "optimizer.decay_images"
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")

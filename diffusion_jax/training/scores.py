@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import guidance, mesh, methods, sampling
+from diffusion_jax import guidance, latent, mesh, methods, sampling
 from diffusion_jax.evaluation import bench, scoring
 
 
@@ -17,9 +17,15 @@ class InTraining:
   where config.train.score_inception has its weights.
   """
 
-  def __init__(self, config, method: methods.Method, classifier: guidance.Classifier | None = None):
-    """`classifier` is that of config.sampling; raises ConfigError where that cannot be measured."""
-    self._config, self._method, self._classifier = config, method, classifier
+  def __init__(
+    self,
+    config,
+    method: methods.Method,
+    classifier: guidance.Classifier | None = None,
+    decoder: latent.Decoder | None = None,
+  ):
+    """`classifier` and `decoder` are those of the config; raises ConfigError where that cannot be measured."""
+    self._config, self._method, self._classifier, self._decoder = config, method, classifier, decoder
     weights = config.train.score_inception
     extractor, files = ("inception", {"inception": weights}) if weights else (None, None)
     try:
@@ -36,7 +42,7 @@ class InTraining:
     """The score, the same on all hosts; all of them must call it. progress(n) is called as images are drawn."""
     batch, variables = 256 * jax.local_device_count(), mesh.everywhere(variables)
     draw = lambda seeds: sampling.generate(
-      self._config, self._method, variables, seeds, None, batch, progress, self._classifier
+      self._config, self._method, variables, seeds, None, batch, progress, self._classifier, decoder=self._decoder
     )
     seeds = np.arange(self._config.train.score_images)
     (found,) = scoring.score_block(draw, seeds, [self._scorer], None)

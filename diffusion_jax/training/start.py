@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
 from diffusion_jax.methods import conditions
 from diffusion_jax.training.state import TrainState
@@ -37,6 +38,8 @@ def example_batch(config, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct
   numbers = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
   images = jax.ShapeDtypeStruct((batch_size, data.resolution, data.resolution, data.channels), jnp.float32)
   batch = {"image": images, "label": numbers, "index": numbers, "slot": numbers}
+  if data.name == config_lib.LATENTS:
+    batch["log_variance"] = images
   if config.task.name:
     batch["condition"] = jax.ShapeDtypeStruct((batch_size, *conditions.condition_shape(config)), jnp.float32)
   return batch
