@@ -60,7 +60,7 @@ def default() -> ConfigDict:
   c.condition.encoder = "conv"  # conv: like the U-Net's own encoder; swin_t, swin_s, swin_b
   c.condition.weights = ""  # of a Swin: the published ImageNet weights (.pth); "": it starts at random
   c.condition.upsample = 1  # the condition is enlarged so many times before the encoder; Swin sees patches of 4 pixels
-  c.condition.resolution = 0  # of the condition; 0: the image's, as everywhere but for latents
+  c.condition.resolution = 0  # of the condition; 0: the image's, of latents that before encoding
   c.condition.channels = 0  # of the condition; 0: the image's, of saliency 3
   c.condition.cross_attention = ()  # resolutions at which the U-Net attends to the condition too
 
@@ -325,12 +325,21 @@ def _check_task(config: ConfigDict):
     raise wrong("data.augment", data.augment, "must be 0 with a task, whose condition is not augmented")
   if config.train.score_every:
     raise wrong("train.score_every", config.train.score_every, "must be 0 with a task")
+  if data.name == LATENTS:
+    return _check_encoded_task(task)
   if task.name == "superres" and (task.scale < 2 or data.resolution % task.scale):
     raise wrong("task.scale", task.scale, f"must be at least 2 and divide data.resolution ({data.resolution})")
   if task.name == "saliency" and data.channels != 1:
     raise wrong("data.channels", data.channels, "must be 1 for task 'saliency', whose images are masks")
   if task.path:
     _check_task_files(task, data)
+
+
+def _check_encoded_task(task):
+  for field, value in default().task.items():
+    if field != "name" and task[field] != value:
+      expected = f"must be {value!r} for data.name = {LATENTS!r}, whose folder says with what they were made"
+      raise wrong(f"task.{field}", task[field], expected)
 
 
 def _check_task_files(task, data):

@@ -38,11 +38,13 @@ class Decoder(NamedTuple):
     network: the autoencoder.
     params: its parameters.
     scale: config.latent.scale.
+    grey: give the mean of the channels, [N, H, W, 1]: of images that were grey before they were encoded.
   """
 
   network: autoencoder.Autoencoder
   params: Params
   scale: float
+  grey: bool = False
 
   def __call__(self, x0) -> np.ndarray:
     """[N, h, w, z] -> images [N, H, W, C] in about [−1, 1], float32, by batches over the local devices."""
@@ -53,7 +55,8 @@ class Decoder(NamedTuple):
       np.asarray(_decode(self.network, params, mesh.spread(x0[rows] / np.float32(self.scale))))
       for rows in mesh.batches(len(x0), size)
     ]
-    return np.concatenate(images)[: len(x0)]
+    images = np.concatenate(images)[: len(x0)]
+    return images.mean(-1, keepdims=True) if self.grey else images
 
 
 @functools.partial(jax.jit, static_argnums=0)

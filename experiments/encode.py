@@ -44,16 +44,20 @@ def main():
   with tqdm(total=len(source), unit="img") as bar:
     encode, provenance = encoder(found, params, batch_size), found.provenance()
     options = {"flip": _FLIP.value, "batch_size": batch_size, "overwrite": _OVERWRITE.value, "progress": bar.update}
-    about = cli.checked(latents.write, _OUT.value, source, encode, provenance, data, **options)
+    about = cli.checked(latents.write, _OUT.value, source, encode, provenance, data, dict(config.task), **options)
   report(about)
 
 
 def encoder(found: autoencoders.Found, params, batch_size: int) -> latents.Encode:
-  """images [n, H, W, C] -> (mean, log_variance), in batches of one size over the local devices."""
+  """images [n, H, W, C] -> (mean, log_variance), in batches of one size over the local devices.
+
+  Grey images have three equal channels for an autoencoder of colours.
+  """
   params = mesh.everywhere(params)
   run = jax.jit(functools.partial(autoencoder.encode, network=found.network))
 
   def encode(images):
+    images = np.broadcast_to(images, (*images.shape[:3], found.network.image_channels))
     parts = [run(params, mesh.spread(images[rows])) for rows in mesh.batches(len(images), batch_size)]
     return tuple(np.concatenate([np.asarray(part) for part in each])[: len(images)] for each in zip(*parts))
 
@@ -66,8 +70,9 @@ def report(about: dict):
   print(f"{_OUT.value}: {about['num_examples']} latents, {height}×{width}×{channels}, scale {about['scale']:.4f}")
   fields = {"data.name": config_lib.LATENTS, "data.path": _OUT.value, "data.resolution": height}
   fields |= {"data.channels": channels, "data.num_classes": about["num_classes"]}
-  fields |= {"latent.autoencoder": autoencoder_flags.path}
-  print("train with " + " ".join(shlex.quote(f"--config.{name}={value}") for name, value in fields.items()))
+  fields |= {"latent.autoencoder": autoencoder_flags.path, "task.name": about["task"]["name"]}
+  options = [shlex.quote(f"--config.{name}={value}") for name, value in fields.items() if value != ""]
+  print("train with " + " ".join(options))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class AutoencoderFlags:
     except ValueError as error:
       raise UsageError(f"--autoencoder={self.path}: {error}") from None
     network, data = found.network, config.data
-    if data.channels != network.image_channels or data.resolution % network.factor:
-      expected = f"takes images of {network.image_channels} channels with sides that are multiples of {network.factor}"
+    if data.channels not in (1, network.image_channels) or data.resolution % network.factor:
+      expected = f"takes images of 1 or {network.image_channels} channels with sides that are multiples of {network.factor}"
       shape = f"{data.resolution}×{data.resolution}×{data.channels}"
       raise UsageError(f"--autoencoder={self.path}: {expected}, not {shape}")
     return found, params

@@ -57,6 +57,11 @@ class Latents:
   def num_classes(self):
     return self.about["num_classes"]
 
+  @property
+  def condition_shape(self):
+    """(h, w, c); None where the images were encoded without a task."""
+    return self.arrays["condition"].shape[1:] if "condition" in self.arrays else None
+
   def gather(self, indices):
     indices = check_indices(indices, len(self))
     batch = {name: np.asarray(array[indices]) for name, array in self.arrays.items()}
@@ -100,7 +105,7 @@ def describe(path: str) -> dict:
     about = json.loads(file.read_text())
     if about["format"] > FORMAT:
       raise ValueError(f"it is of format {about['format']}: this version of diffusion-jax is too old")
-    wanted = {"num_examples", "num_classes", "arrays", "scale", "image_shape", "autoencoder", "data"}
+    wanted = {"num_examples", "num_classes", "arrays", "scale", "image_shape", "autoencoder", "data", "task"}
     if wanted - about.keys():
       raise ValueError(f"it does not say {', '.join(sorted(wanted - about.keys()))}")
   except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -121,8 +126,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if config.latent.sha256 not in ("", sha256):
     expected = f"{config.data.path} was encoded by {about['autoencoder']['name']}, whose SHA-256 is {sha256}"
     raise config_lib.wrong("latent.sha256", config.latent.sha256, expected)
+  if config.task.name != about["task"]["name"]:
+    expected = f"{config.data.path} was encoded with config.task.name = {about['task']['name']!r}"
+    raise config_lib.wrong("task.name", config.task.name, expected)
   config = config.copy_and_resolve_references()
   config.latent.update(scale=config.latent.scale or float(about["scale"]), sha256=sha256)
+  if config.task.name:
+    _, (_, side, _, channels) = about["arrays"]["condition"]
+    for field, found in (("resolution", side), ("channels", channels)):
+      if config.condition[field] not in (0, found):
+        raise config_lib.wrong(f"condition.{field}", config.condition[field], f"{config.data.path} has {found}")
+    config.condition.update(resolution=side, channels=channels)
   return config
 
 
@@ -134,9 +148,10 @@ def before_encoding(config: ConfigDict) -> ConfigDict:
   """
   if config.data.name != config_lib.LATENTS:
     return config
-  data = _described(config)["data"]
+  about = _described(config)
   config = config.copy_and_resolve_references()
-  config.data.update({name: value for name, value in data.items() if name in config.data})
+  for part in ("data", "task"):
+    config[part].update({name: value for name, value in about[part].items() if name in config[part]})
   config.latent = config_lib.default().latent
   return config
 
@@ -154,6 +169,7 @@ def write(
   encode: Encode,
   autoencoder: dict,
   data: dict,
+  task: dict | None = None,
   flip: bool = False,
   batch_size: int = 256,
   overwrite: bool = False,
@@ -169,6 +185,7 @@ def write(
     encode: see `Encode`; called with `batch_size` images, the last time with fewer.
     autoencoder: its {"name", "step", "sha256"}.
     data: the fields of config.data that `source` is of.
+    task: those of config.task; none by default.
     flip: add the mirrored images, with conditions and masks, after all others.
     batch_size: images at a time.
     overwrite: whether a folder of latents that is there may be replaced.
@@ -194,6 +211,7 @@ def write(
       "flip": flip,
       "autoencoder": autoencoder,
       "data": data,
+      "task": task or dict(config_lib.default().task),
       "identity": identity.of_path(data["name"], data["path"]) if data["path"] else [],
       **_write_arrays(partial, source, encode, flip, batch_size, progress or (lambda n: None)),
     }

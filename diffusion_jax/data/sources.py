@@ -83,7 +83,7 @@ def from_config(config) -> Source:
     raise config_lib.wrong(f"data.{field}", data[field], str(error)) from None
   if data.transform == config_lib.CROPS:
     source = Crops(source, options["transform"])
-  if config.task.name:
+  if config.task.name and data.name != config_lib.LATENTS:
     source = (pairs if config.task.path else tasks).of_config(config, source)
   shape = (data.resolution, data.resolution, data.channels)
   if source.image_shape != shape:

@@ -18,12 +18,13 @@ import jax
 import numpy as np
 
 from diffusion_jax import mesh, sampling
-from diffusion_jax.data import sources
+from diffusion_jax.data import latents, sources
 from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import bench, paired, reference, scoring
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.evaluation.reference import in_bytes
 from diffusion_jax.evaluation.scoring import Scorer
+from diffusion_jax.training import autoencoders
 
 METRICS = {
   "superres": ("psnr", "psnr_pooled"),
@@ -135,15 +136,15 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple], source: 
 
   Args:
     checkpoint: as of `bench.Subject`.
-    config: the model's; reads `task`, `data` and `sampling`.
+    config: the model's; reads `task`, `data`, `latent` and `sampling`.
     open_model: () -> (method, variables); called only where needed.
     source: of conditions, see `data.tasks`.
   """
 
   def draw():
     method, variables = open_model()
-    variables = mesh.everywhere(variables)
-    make = lambda seeds: make_images(config, method, variables, source, seeds)
+    variables, decoder = mesh.everywhere(variables), autoencoders.from_config(config)
+    make = lambda seeds: make_images(config, method, variables, source, seeds, decoder)
     return make, sampling.evaluations(config.sampling, method)
 
   labels = "those of the images" if config.data.num_classes else None
@@ -171,7 +172,7 @@ def scorers_for(
     ValueError: something is unknown, missing, or cannot be read.
     ConfigError: there are no such data.
   """
-  metrics = tuple(metrics or METRICS[config.task.name])
+  config, metrics = latents.before_encoding(config), tuple(metrics or METRICS[config.task.name])
   for metric in metrics:
     if metric not in (*BY_NAME, *scoring.METRICS):
       raise ValueError(f"metrics are {', '.join((*BY_NAME, *scoring.METRICS))}, got {metric!r}")
@@ -212,12 +213,13 @@ def fingerprint(source: Source) -> str:
   return digest.hexdigest()
 
 
-def make_images(config, method, variables, source: Source, seeds) -> np.ndarray:
+def make_images(config, method, variables, source: Source, seeds, decoder=None) -> np.ndarray:
   """Images in bytes [n, H, W, C] from the conditions of these seeds [n]; with holes, composites."""
   seeds = np.asarray(seeds)
   found = gather(source, seeds)
   labels, batch = found["label"] if config.data.num_classes else None, 256 * jax.local_device_count()
-  images = sampling.generate(config, method, variables, seeds, labels, batch, condition=found["condition"])
+  more = {"condition": found["condition"], "decoder": decoder}
+  images = sampling.generate(config, method, variables, seeds, labels, batch, **more)
   return composite(images, found["condition"], found["mask"]) if "mask" in found else in_bytes(images)
 
 

@@ -44,7 +44,7 @@ def from_config(config) -> latent.Decoder | None:
   if found is None:
     return None
   try:
-    return latent.Decoder(found.network, load(found), config.latent.scale)
+    return latent.Decoder(found.network, load(found), config.latent.scale, _is_grey(config))
   except ValueError as error:
     raise _wrong(config, error) from None
 
@@ -135,7 +135,12 @@ def image_shape(config) -> tuple[int, int, int]:
   if found is None:
     return (data.resolution, data.resolution, data.channels)
   side = found.network.factor * data.resolution
-  return (side, side, found.network.image_channels)
+  return (side, side, 1 if _is_grey(config) else found.network.image_channels)
+
+
+def _is_grey(config) -> bool:
+  """Whether images were encoded as three equal channels."""
+  return config.task.name == "saliency"
 
 
 def _wrong(config, expected) -> config_lib.ConfigError:

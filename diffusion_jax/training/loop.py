@@ -250,7 +250,8 @@ def save_grid(workdir, step: int, images: np.ndarray, shown: dict | None = None)
     path = _grid_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     if shown:
-      images = images_lib.compared([shown["condition"], images, shown["image"]], columns=10)
+      truth = [shown["image"]] if shown["image"].shape[:3] == images.shape[:3] else []  # a latent is no picture
+      images = images_lib.compared([shown["condition"], images, *truth], columns=10)
     images_lib.save_png(path, images, columns=10, scale=4, overwrite=True)
 
 
