@@ -1,5 +1,7 @@
 """Settings that several configs share: what a paper's table calls a column or a row, and what fits a CPU."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import ConfigError, default
@@ -188,6 +190,45 @@ def decoupled_optimizer(learning_rate: float, end_rate: float = 0.1) -> dict:
     learning_rate=learning_rate, min_learning_rate=end_rate * learning_rate, decay_power=0.96, warmup_images=0,
     clip_norm=1.0, weight_decay=0.01,
   )  # fmt: skip
+
+
+def paper_task(row: str, task: str, images: dict, latents: str, size: int, network: dict, rate: float) -> ConfigDict:
+  """A task as the paper trains it (its Table 6): in KL-f4's latents, with a Swin-B that sees the condition.
+
+  Args:
+    row: images, what experiments/encode.py encodes; or latents, what is trained on.
+    task: superres, inpaint or saliency.
+    images: fields, by dotted names, of `data` and `task`, that say what the images are.
+    latents: folder of what encode.py writes.
+    size: of the images, in pixels.
+    network: channels and channel_mult of Table 6, and train.batch_size.
+    rate: the first learning rate, which falls to a tenth.
+
+  Returns:
+    The config.
+  """
+  c = default()
+  c.method = "decoupled"
+  c.task.name = task
+  c.data.num_classes = 0
+  if row == "images":
+    c.data.update(resolution=size, channels=1 if task == "saliency" else 3)
+    c.update_from_flattened_dict(images)
+    return c
+  c.data.update(name="latents", path=latents, resolution=size // 4, channels=3)
+  c.latent.autoencoder = "kl-f4.ckpt"
+  c.network.update(num_blocks=2, attention_resolutions=(size // 16, size // 32), dropout=0.0)
+  c.update_from_flattened_dict(network)
+  c.condition.update(
+    encoder="swin_b", weights="swin_b-68c6b09e.pth", cross_attention=(size // 16, size // 32)
+  )
+  c.optimizer.learning_rate = rate
+  c.train.num_steps = 400_000
+  half_life = c.train.batch_size * math.log(0.5) / math.log(0.999)
+  c.ema.update(half_life_images=round(half_life), ramp_up=0.0, ramp_power=2 / 3)
+  set_decoupled(c, "constant")
+  c.sampling.refit = 0.0  # latents have no range
+  return c
 
 
 def set_classifier(config: ConfigDict, process: str):

@@ -68,7 +68,8 @@ class AutoencoderFlags:
       raise UsageError(f"--autoencoder={self.path}: {error}") from None
     network, data = found.network, config.data
     if data.channels not in (1, network.image_channels) or data.resolution % network.factor:
-      expected = f"takes images of 1 or {network.image_channels} channels with sides that are multiples of {network.factor}"
+      sides = f"sides that are multiples of {network.factor}"
+      expected = f"takes images of 1 or {network.image_channels} channels with {sides}"
       shape = f"{data.resolution}×{data.resolution}×{data.channels}"
       raise UsageError(f"--autoencoder={self.path}: {expected}, not {shape}")
     return found, params

@@ -34,6 +34,8 @@ class ScoreFlags:
     self._data = flags.DEFINE_string("data", None, images)
     task_path = "What belongs to the images of --data, for a run with a task: a folder as config.task.path."
     self._task_path = flags.DEFINE_string("task_path", None, task_path)
+    transform = "What brings the images of --data to the size: a config.data.transform."
+    self._transform = flags.DEFINE_string("transform", None, transform)
     self._split = flags.DEFINE_string("split", None, "Their split; all of digits, else the run's own by default.")
     self._num_images = flags.DEFINE_integer("num_images", None, "Images a block; as many as the real ones by default.")
     best = "" if images else "; papers report the best of three"
@@ -69,8 +71,11 @@ class ScoreFlags:
         config.data.update(transform="", data_dir="")
       config.data.update(name=name, path=path, split=self._split.value or "train")
       config.task.path = self._task_path.value or ""
-    elif self._task_path.value:
-      raise UsageError(f"--task_path={self._task_path.value}: goes with --data, whose images it belongs to")
+      config.data.transform = self._transform.value or config.data.transform
+    else:
+      for flag in (self._task_path, self._transform):
+        if flag.value:
+          raise UsageError(f"--{flag.name}={flag.value}: goes with --data, whose images it is for")
     config.data.update(resolution=image_shape[0], channels=image_shape[-1], num_classes=0)
     if self._split.value:
       config.data.split = self._split.value
