@@ -27,7 +27,7 @@ from flax import traverse_util
 
 from diffusion_jax import process
 from diffusion_jax.interop import tensor_reader
-from diffusion_jax.nets import layers, pretrained, unet
+from diffusion_jax.nets import blocks, layers, pretrained, unet
 from diffusion_jax.types import Params
 
 LICENCE = "{path}: OpenAI's guided-diffusion code and weights are published under the MIT licence."
@@ -183,7 +183,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], network: unet.UNet, ne
   wanted = jax.eval_shape(network.init, jax.random.key(0), image, jax.ShapeDtypeStruct((1,), jnp.float32))["params"]
   names = {**embedding_names(), **encoder_names(network), **middle_names(network), **decoder_names(network)}
   tensors = dict(state_dict)
-  heads = lambda width: unet.attention_heads(network.block, network.num_heads, width)
+  heads = lambda width: blocks.attention_heads(network.block, network.num_heads, width)
   params = take(tensors, wanted, names, heads, new_order)
   pretrained.refuse_others(tensors)
   return params
@@ -281,7 +281,7 @@ def _check(network: unet.UNet, found: Architecture):
   """Raises ValueError unless the network is of the architecture found; names the first difference."""
   attending = tuple(sorted(set(network.attention_resolutions), reverse=True))
   for field, mine, theirs in (
-    ("block", network.block == unet.ADM, True),
+    ("block", network.block == blocks.ADM, True),
     ("embedding", network.embedding, "positional"),
     ("embedding_mult", network.embedding_mult, 1),
     ("encoder", network.encoder, "standard"),

@@ -26,7 +26,7 @@ from diffusion_jax import methods, process, times
 from diffusion_jax import parameterization as par
 from diffusion_jax.interop import edm_weights, tensor_reader
 from diffusion_jax.methods import edm
-from diffusion_jax.nets import unet
+from diffusion_jax.nets import blocks, unet
 from diffusion_jax.types import Array, Denoise, Params, Prediction, check_images
 
 LICENCE = (
@@ -156,7 +156,7 @@ def load(path) -> tuple[Denoiser, Params]:
     if name not in _NETWORKS:
       raise ValueError(f"network class {str(name)[:80]!r}: expected one of {', '.join(_NETWORKS)}")
     denoise, params = from_state_dict(tensors, ema.name, kwargs)
-    if (name == "SongUNet") != (denoise.network.block == unet.SONG):
+    if (name == "SongUNet") != (denoise.network.block == blocks.SONG):
       raise ValueError(f"the recorded arguments are not those of the network, a {name}")
   except ValueError as error:
     raise ValueError(f"{os.fspath(path)}: {error}") from None

@@ -13,7 +13,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.nets import layers, unet
+from diffusion_jax.nets import blocks, layers, unet
 from diffusion_jax.nets.layers import GroupNorm, Linear
 from diffusion_jax.types import Array, Key
 
@@ -22,7 +22,7 @@ class AttentionPool(nn.Module):
   """Equations (1) and (2): [B, H, W, C] -> [B, features], in float32."""
 
   features: int
-  style: unet.BlockStyle
+  style: blocks.BlockStyle
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -34,7 +34,7 @@ class AttentionPool(nn.Module):
     positions = self.param("positions", positions, (1 + height * width, channels))
     z = jnp.concatenate([x.mean(1, keepdims=True), x], 1) + positions
     qkv = Linear(3 * channels, self.style.init_qkv, dtype=self.dtype, name="qkv")(z)
-    qkv = qkv.reshape(batch, 1 + height * width, channels // head, head, 3)  # ordered as in unet.Block
+    qkv = qkv.reshape(batch, 1 + height * width, channels // head, head, 3)  # ordered as in blocks.Block
     pooled = layers.attention(qkv[:, :1, ..., 0], qkv[..., 1], qkv[..., 2])  # of token 0 alone: the others are not seen
     return Linear(self.features, self.style.init, name="proj")(pooled.reshape(batch, channels))
 

@@ -2,17 +2,11 @@
 method.
 
     emb = silu(L_1 silu(L_0 embed(c_noise)))                      plus labels and augmentation, where the style says
-    h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x) + affine(emb)))                        Song et al. 2021   (1)
-    h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x))·(1 + scale(emb)) + shift(emb))        ADM                (2)
-    y   = (skip(x) + h)·skip_scale;   y = (y + proj attention(qkv norm_2 y))·skip_scale where a block attends     (3)
-    y   = x + proj_0 silu([norm_0 x, e]);   y = y + proj_1 attention(q norm_1 y, kv e);   e = embed(c)            (4)
 
 The network knows nothing of diffusion: its input is already scaled, c_noise is any number an image, and heads are
 channels with names. Submodules have the names of the published state dicts ("enc.16x16_block0" is enc_16x16_block0).
-(4) joins a condition's features c to those of the same resolution, at the end of the encoder's level, so that every
-decoder sees them; its projections start at zero, where the network is the unconditional one.
-Sources: Karras et al. 2022 (Appendix F), Song et al. 2021, Dhariwal and Nichol 2021; Huang et al. (B.2) for what is
-joined, by concatenation and attention.
+A condition's features are joined at the end of the encoder's level of their resolution: every decoder sees them. Blocks
+are in blocks.py. Sources: Karras et al. 2022 (Appendix F), Song et al. 2021, Dhariwal and Nichol 2021.
 """
 
 import dataclasses
@@ -23,141 +17,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.nets import layers
-from diffusion_jax.nets.layers import Conv, GroupNorm, Init, Linear
+from diffusion_jax.nets.blocks import ADM, SONG, Block, BlockStyle, Join
+from diffusion_jax.nets.layers import Conv, GroupNorm, Linear
 from diffusion_jax.types import Array, Key
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockStyle:
-  """What differs between the blocks of Song et al. and those of ADM.
-
-  Attributes:
-    scale_shift: the embedding scales and shifts the normalised activations (2), or is added before it (1).
-    skip_scale: multiplies every residual sum (3).
-    eps: of every GroupNorm.
-    project_resampled: up- and downsampling blocks always project their skip, not only where channels change.
-    head_channels: channels of an attention head; None is a single head.
-    attend_every_block: decoder blocks at an attention resolution all attend, or the last one alone.
-    endpoint: the positional frequencies run to exactly 1/10000.
-    sines_first: the noise embedding is [sin, cos] rather than [cos, sin].
-    late_labels: labels are added after the second linear map, without bias, or to the noise embedding, with one.
-    plain_output: the standard decoder's output layers are named out_norm and out_conv, without a resolution.
-    init: weights; init_zero: second convolutions, projections, outputs; init_qkv: queries, keys and values.
-    init_label: map of labels; init_augment: map of augmentation labels.
-  """
-
-  scale_shift: bool
-  skip_scale: float
-  eps: float
-  project_resampled: bool
-  head_channels: int | None
-  attend_every_block: bool
-  endpoint: bool
-  sines_first: bool
-  late_labels: bool
-  plain_output: bool
-  init: Init
-  init_zero: Init
-  init_qkv: Init
-  init_label: Init
-  init_augment: Init
-
-
-SONG = BlockStyle(
-  scale_shift=False, skip_scale=math.sqrt(0.5), eps=1e-6, project_resampled=True, head_channels=None,
-  attend_every_block=False, endpoint=True, sines_first=True, late_labels=False, plain_output=False,
-  init=Init(), init_zero=Init(1e-5), init_qkv=Init(math.sqrt(0.2)), init_label=Init(), init_augment=Init(),
-)  # fmt: skip
-
-_UNIT = Init(math.sqrt(1 / 3), "fan_in", bias=True)  # U(±√(1/fan_in))
-ADM = BlockStyle(
-  scale_shift=True, skip_scale=1.0, eps=1e-5, project_resampled=False, head_channels=64,
-  attend_every_block=True, endpoint=False, sines_first=False, late_labels=True, plain_output=True,
-  init=_UNIT, init_zero=Init(0.0), init_qkv=_UNIT, init_label=Init(1.0, "one"), init_augment=Init(0.0),
-)  # fmt: skip
-
-
-class Block(nn.Module):
-  """Residual block with an optional change of resolution and optional attention, equations (1)-(3)."""
-
-  features: int
-  style: BlockStyle
-  attend: bool = False
-  num_heads: int = 0
-  resample: str | None = None  # "up", "down"
-  resample_filter: tuple[float, ...] = (1, 1)
-  dropout: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, emb: Array, dropout_keys: Key | None = None) -> Array:
-    style, dtype = self.style, self.dtype
-    norm = lambda name: GroupNorm(style.eps, name=name)
-    x = layers.backward_once(x, emb)
-
-    h = self._resampled(nn.silu(norm("norm0")(x)).astype(dtype))
-    h = Conv(self.features, style.init, dtype=dtype, name="conv0")(h)
-    affine = Linear(self.features * (1 + style.scale_shift), style.init, dtype=dtype, name="affine")(emb)
-    affine = affine.astype(jnp.float32)[:, None, None, :]
-    if style.scale_shift:
-      scale, shift = jnp.split(affine, 2, -1)
-      h = nn.silu(norm("norm1")(h) * (1 + scale) + shift)
-    else:
-      h = nn.silu(norm("norm1")(h + affine))
-    h = layers.dropout(h, self.dropout, dropout_keys, self.path).astype(dtype)
-    h = Conv(self.features, style.init_zero, dtype=dtype, name="conv1")(h)
-
-    skip = self._resampled(x)
-    if x.shape[-1] != self.features or (self.resample and style.project_resampled):
-      skip = Linear(self.features, style.init, dtype=dtype, name="skip")(skip)
-    x = (skip + h) * style.skip_scale
-    return (x + self._attention(norm("norm2")(x).astype(dtype))) * style.skip_scale if self.attend else x
-
-  def _resampled(self, x: Array) -> Array:
-    if self.resample == "down":
-      return layers.downsample(x, self.resample_filter)
-    return layers.upsample(x, self.resample_filter) if self.resample == "up" else x
-
-  def _attention(self, x: Array) -> Array:
-    """Channels of qkv are ordered (head, channel, {q, k, v})."""
-    batch, height, width, channels = x.shape
-    heads = attention_heads(self.style, self.num_heads, channels)
-    qkv = Linear(3 * channels, self.style.init_qkv, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(batch, height * width, heads, channels // heads, 3)
-    y = layers.attention(qkv[..., 0], qkv[..., 1], qkv[..., 2]).reshape(x.shape)
-    return Linear(channels, self.style.init_zero, dtype=self.dtype, name="proj")(y)
-
-
-class Join(nn.Module):
-  """Equation (4): image features x [B, h, w, C] and a condition's c [B, h, w, D] -> [B, h, w, C]."""
-
-  style: BlockStyle
-  attend: bool = False
-  num_heads: int = 0
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, c: Array) -> Array:
-    batch, height, width, channels = x.shape
-    linear = lambda features, law, name: Linear(features, law, dtype=self.dtype, name=name)
-    norm = lambda name, value: GroupNorm(self.style.eps, name=name)(value)
-    e = linear(channels, self.style.init, "embed")(c)  # not normalised: of a flat condition nothing would be left
-    # Concatenation and a projection: a wider block would do the same, and would not fit unconditional weights.
-    joined = nn.silu(jnp.concatenate([norm("norm0", x), e], -1))
-    x = x + linear(channels, Init(0.0), "proj0")(joined)
-    if not self.attend:
-      return x
-    heads = attention_heads(self.style, self.num_heads, channels)
-    shape = (batch, height * width, heads, channels // heads)
-    q = linear(channels, self.style.init_qkv, "q")(norm("norm1", x)).reshape(shape)
-    kv = linear(2 * channels, self.style.init_qkv, "kv")(e).reshape(*shape, 2)
-    y = layers.attention(q, kv[..., 0], kv[..., 1]).reshape(x.shape)
-    return x + linear(channels, Init(0.0), "proj1")(y)
-
-
-def attention_heads(style: BlockStyle, num_heads: int, width: int) -> int:
-  """The number of heads of an attention over `width` channels: `num_heads`, or if that is 0 the style's."""
-  return num_heads or width // (style.head_channels or width)
 
 
 class UNet(nn.Module):
@@ -187,7 +49,7 @@ class UNet(nn.Module):
     dtype: float32, bfloat16 or float16 for products; statistics, softmax, output layers, parameters stay float32.
     remat: recompute blocks in the backward pass rather than storing their activations.
     context: pairs (resolution, channels) of the features of a condition, each joined to the level of that resolution by
-      concatenation (4); none for a network without a condition.
+      concatenation; none for a network without a condition.
     cross_attention: those of context's resolutions where the level attends to the condition too.
   """
 
@@ -435,7 +297,7 @@ def check(network: UNet):
   except TypeError:
     dtype = str(network.dtype)
   _expect(network, "dtype", dtype in _DTYPES, f"one of {', '.join(_DTYPES)}{_nearest(dtype, _DTYPES)}")
-  _expect(network, "block", isinstance(network.block, BlockStyle), "a BlockStyle such as unet.SONG or unet.ADM")
+  _expect(network, "block", isinstance(network.block, BlockStyle), "a BlockStyle such as blocks.SONG or blocks.ADM")
   rate = network.dropout
   _expect(network, "dropout", isinstance(rate, (int, float)) and 0 <= rate < 1, "a probability in [0, 1)")
   pair = lambda h: isinstance(h, tuple) and len(h) == 2 and isinstance(h[0], str) and whole(h[1]) and h[1] > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from diffusion_jax.nets import classifier, unet
+from diffusion_jax.nets import blocks, classifier, unet
 
 SMALL = dict(resolution=8, channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,))
 jit = lambda f: jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
@@ -67,7 +67,7 @@ def test_what_it_shares_with_a_unet_has_that_ones_names_and_shapes(make):
 @pytest.mark.parametrize("head", [None, 8])
 def test_pooling_by_hand(head):
   """Equations (1) and (2) in NumPy: token 0 is the mean, and attends to itself and every pixel."""
-  style = unet.BlockStyle(**{**vars(unet.ADM), "head_channels": head})
+  style = blocks.BlockStyle(**{**vars(blocks.ADM), "head_channels": head})
   pool = classifier.AttentionPool(3, style)
   x = jax.random.normal(jax.random.key(0), (2, 2, 2, 16))
   params = pool.init(jax.random.key(1), x)["params"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from diffusion_jax.nets import classifier, layers, unet
+from diffusion_jax.nets import blocks, classifier, layers, unet
 
 draw = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "draw.py"))["draw"]
 plain = functools.partial(
@@ -52,7 +52,7 @@ def test_joining_is_its_equation():
   """Both terms for one image against sums over pixels in float64."""
   rng = np.random.default_rng(0)
   x, c = rng.standard_normal((1, 4, 3, 16)), rng.standard_normal((1, 4, 3, 5))
-  join = unet.Join(unet.SONG, attend=True, num_heads=2)
+  join = blocks.Join(blocks.SONG, attend=True, num_heads=2)
   variables = jax.eval_shape(join.init, jax.random.key(0), x, c)["params"]
   p = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), variables)
   out = join.apply({"params": jax.tree.map(jnp.float32, p)}, jnp.float32(x), jnp.float32(c))
@@ -88,14 +88,14 @@ def test_a_fresh_joining_leaves_the_network_as_it_was(fields):
     np.testing.assert_allclose(out[head], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("style", [unet.SONG, unet.ADM], ids=["song", "adm"])
+@pytest.mark.parametrize("style", [blocks.SONG, blocks.ADM], ids=["song", "adm"])
 def test_projections_are_born_zero(style):
-  join = unet.Join(style, attend=True, num_heads=1)
+  join = blocks.Join(style, attend=True, num_heads=1)
   params = join.init(jax.random.key(0), jnp.ones((1, 4, 4, 16)), jnp.ones((1, 4, 4, 5)))["params"]
   assert set(params) == {"embed", "norm0", "proj0", "norm1", "q", "kv", "proj1"}
   for name, leaves in params.items():
     assert np.any(leaves.get("kernel", 1)) == (not name.startswith("proj"))
-  assert set(unet.Join(style).init(jax.random.key(0), jnp.ones((1, 4, 4, 16)), jnp.ones((1, 4, 4, 5)))["params"]) == {
+  assert set(blocks.Join(style).init(jax.random.key(0), jnp.ones((1, 4, 4, 16)), jnp.ones((1, 4, 4, 5)))["params"]) == {
     "embed", "norm0", "proj0"
   }  # fmt: skip
 
