@@ -160,7 +160,10 @@ def test_heads_of_one_decoder_split_its_channels_in_order():
   np.testing.assert_array_equal(out["out"], np.concatenate([split["a"], split["b"]], -1))
 
 
-@pytest.mark.parametrize("style", [blocks.SONG, dataclasses.replace(blocks.ADM, head_channels=None)], ids=["song", "adm"])
+STYLES = [blocks.SONG, dataclasses.replace(blocks.ADM, head_channels=None)]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=["song", "adm"])
 def test_each_head_can_have_its_own_decoder(style):
   one = small(block=style)
   two = small(block=style, heads=(("clean", 3), ("eps", 3)), decoders=2)
@@ -270,7 +273,7 @@ def test_upsampling_is_the_transpose_of_downsampling(taps):
 INVALID = [
   (dict(channels=36, channel_mult=(1, 4)), "network.channels = 36: .*32 GroupNorm groups divide 144 channels"),
   (dict(channels=18), "network.channels = 18: .*GroupNorm groups divide 18"),
-  (dict(channels=96, attention_resolutions=(16,), block=blocks.ADM), "network.channels = 96: .*96 channels in heads of"),
+  (dict(channels=96, attention_resolutions=(16,), block=blocks.ADM), "channels = 96: .*96 channels in heads of"),
   (dict(channels=0), "network.channels = 0: expected a positive integer"),
   (dict(attention_resolutions=(16, 5)), r"network.attention_resolutions = \(16, 5\): .* occur: \[16, 8\]"),
   (dict(attention_resolutions=8), "network.attention_resolutions = 8: expected a tuple"),
