@@ -2,6 +2,10 @@
 
   python experiments/train.py --config=configs/ae_photos.py --workdir=runs/ae_photos
   python experiments/encode.py --config=configs/ae_photos.py --autoencoder=runs/ae_photos --out=datasets/photos_latents
+  python experiments/reconstruct.py --config=configs/ae_photos.py --autoencoder=runs/ae_photos --split=test
+
+Eleven minutes of one CPU core. Expect PSNR 31.9 dB on the 6,534 held-out patches, most of which are smooth: fine
+texture, as of foliage, is lost, for want of a perceptual loss. Fréchet distance in pixels 6.0e5.
 """
 
 from diffusion_jax import config as config_lib
