@@ -151,7 +151,7 @@ def open_run(
       expected = f"expected a run of method 'classifier', not {config.method!r}" if classifier else draws
       raise UsageError(f"{flag}={path}: {'' if classifier else 'a classifier, which '}{expected}")
     if task is not None and task != bool(config.task.name):
-      made = f"makes images from others ({config.task.name}): experiments/evaluate.py and tasks.py give it these"
+      made = f"makes images from others ({config.task.name}): experiments/evaluate.py gives it these"
       raise UsageError(f"{flag}={path}: a run that {made if config.task.name else 'has no task'}")
     config = override(config)
     number = int(mesh.from_first_host(lambda: str(choose(path))))
