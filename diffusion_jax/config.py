@@ -210,11 +210,12 @@ _POSITIVE = (
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
   "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
   "train.keep_best", "train.score_images", "train.sample_every", "train.max_skipped", "sampling.num_steps",
-  "sampling.snr", "sampling.rho", "sampling.power", "dpdm.score_steps",
+  "sampling.snr", "sampling.rho", "sampling.power", "dpdm.score_steps", "condition.upsample",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
+  "condition.resolution", "condition.channels",
   "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
   "sampling.clip", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
   "optimizer.weight_decay", "optimizer.decay_images", "optimizer.decay_power", "optimizer.min_learning_rate",
@@ -313,11 +314,6 @@ def _check_task(config: ConfigDict):
       if config.condition[field] != value:
         raise wrong(f"condition.{field}", config.condition[field], f"must be {value!r} without a task")
     return
-  swin = config.condition.encoder.startswith("swin")
-  if config.condition.weights and not swin:
-    raise wrong("condition.weights", config.condition.weights, "must be '' for the encoder conv: they are Swin's")
-  if config.condition.upsample != 1 and not (swin and config.condition.upsample > 1):
-    raise wrong("condition.upsample", config.condition.upsample, "must be 1, or more for a Swin")
   if config.method not in ("edm", "decoupled", "dual_output"):
     expected = f"must be '' for method {config.method!r}; edm, dual_output and decoupled have tasks"
     raise wrong("task.name", task.name, expected)
@@ -325,6 +321,12 @@ def _check_task(config: ConfigDict):
     raise wrong("data.augment", data.augment, "must be 0 with a task, whose condition is not augmented")
   if config.train.score_every:
     raise wrong("train.score_every", config.train.score_every, "must be 0 with a task")
+  refused = {"classifier_scale": 0.0, "sigma_min_search": False}  # which would draw images without a condition
+  for field, value in refused.items():
+    if config.sampling[field] != value:
+      raise wrong(f"sampling.{field}", config.sampling[field], f"must be {value!r} with a task")
+  if config.sampling.ratio == "mean":
+    raise wrong("sampling.ratio", "mean", "must be learned or numbers with a task: none are measured")
   if data.name == LATENTS:
     return _check_encoded_task(task)
   if task.name == "superres" and (task.scale < 2 or data.resolution % task.scale):

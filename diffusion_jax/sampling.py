@@ -236,10 +236,7 @@ def generate(
     ValueError: config.sampling has a classifier_scale, or the data are latents, and there is no classifier or decoder;
       or a run with a task has no condition for each seed.
   """
-  if bool(config.task.name) != (condition is not None) or (condition is not None and len(condition) != len(seeds)):
-    wanted = f"must hold {len(seeds)} images, one a seed" if config.task.name else "must be None"
-    given = None if condition is None else list(np.shape(condition))
-    raise ValueError(f"condition {wanted} for config.task.name = {config.task.name!r}, got {given}")
+  _check_conditions(config, condition, seeds)
   setting, seeds = config.sampling, np.asarray(seeds)
   if setting.classifier_scale and classifier is None:
     expected = "needs generate(..., classifier=training.classifiers.from_config(config))"
@@ -295,11 +292,12 @@ def generate_together(
   decoder: latent.Decoder | None = None,
 ) -> np.ndarray:
   """`generate` by all hosts, each of which draws its share and gets all images; they are those of one host."""
+  _check_conditions(config, condition, seeds)
   seeds = np.asarray(seeds)
   labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
   rows = mesh.host_share(len(seeds))
   labels = None if labels is None else labels[rows]
-  condition = None if condition is None else condition[rows]
+  condition = None if condition is None else np.asarray(condition)[rows]
   more = {"classifier": classifier, "condition": condition, "decoder": decoder}
   images = generate(config, method, variables, seeds[rows], labels, progress=progress, **more)
   return mesh.gather_hosts(images)[: len(seeds)]
@@ -348,6 +346,13 @@ def generate_large(config, method: Method, variables, seed: int, condition, over
     **options,
   )
   return np.asarray(image)[0, :height, :width]
+
+
+def _check_conditions(config, condition, seeds):
+  if bool(config.task.name) != (condition is not None) or (condition is not None and len(condition) != len(seeds)):
+    wanted = f"must hold {len(seeds)} images, one a seed," if config.task.name else "must be None"
+    given = None if condition is None else f"shape {list(np.shape(condition))}"
+    raise ValueError(f"condition {wanted} for config.task.name = {config.task.name!r}, got {given}")
 
 
 def in_range(images) -> np.ndarray:
@@ -402,7 +407,7 @@ def sample(
 
   Raises:
     ValueError: the method has no such sampler, guidance was asked for without labels, by a classifier too, or a
-      condition is not one of this method or of these images.
+      condition is not one of this method or of these images, or is missing for a tile.
   """
   if sampler not in method.samplers:
     raise ValueError(f"sampler must be one of {', '.join(method.samplers)} for this method, got {sampler!r}")
@@ -412,8 +417,11 @@ def sample(
     classifier = None
   if classifier is not None and labels is None:
     raise ValueError("a classifier needs labels [B], got None")
+  tile = None if tile is None else tuple(tile)
   if condition is not None:
     _check_condition(method, condition, keys, image_shape, tile)
+  elif tile:
+    raise ValueError(f"tile needs a condition [{len(keys)}, {image_shape[0]}, {image_shape[1]}, c], got None")
   judge = None if classifier is None else (classifier.logits, classifier.process, classifier.num_classes)
   guide = None if classifier is None else (classifier.variables, jnp.float32(classifier.scale))
   process = process or method.process
@@ -449,6 +457,8 @@ def _check_condition(method: Method, condition, keys, image_shape, tile):
   shape = jnp.shape(condition)
   if len(shape) != 4 or shape[0] != len(keys):
     raise ValueError(f"condition must be [{len(keys)}, h, w, c] for {len(keys)} keys, got shape {list(shape)}")
+  if not jnp.issubdtype(jnp.result_type(condition), jnp.floating):
+    raise ValueError(f"condition must be floating-point in [-1, 1], got {jnp.result_type(condition)}")
   if tile and (shape[1:3] != tuple(image_shape[:2]) or min(shape[1:3]) < tile[0]):
     expected = f"the images' {list(image_shape[:2])}, at least a window of {tile[0]}"
     raise ValueError(f"condition must have the size of {expected}, got shape {list(shape)}")

@@ -137,8 +137,9 @@ def keep_first(make_draw: Callable, path: epath.Path, examples: sources.Source |
       images = draw(seeds)
       if 0 in seeds and jax.process_index() == 0:
         scale = 4 if images.shape[1] < 32 else 1
-        shown = images[:100] if examples is None else tasks_lib.beside(examples, seeds, images)
-        images_lib.save_png(path, shown, columns=10, scale=scale, overwrite=True)
+        columns = 10 if examples is None else min(10, len(images))
+        shown = images[:100] if examples is None else tasks_lib.beside(examples, seeds, images, columns)
+        images_lib.save_png(path, shown, columns=columns, scale=scale, overwrite=True)
       return images
 
     return drawn, nfe

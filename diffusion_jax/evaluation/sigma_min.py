@@ -187,7 +187,9 @@ def resolve(
   if found is None:
     try:
       scorer = scorer or scorer_of(config)
-      if _by_pixels(scorer.extractor.name) and not setting.sigma_min_search:
+      if config.task.name:
+        why = ", as none is searched with a task"
+      elif _by_pixels(scorer.extractor.name) and not setting.sigma_min_search:
         why = "; experiments/sigma_min.py --inception=FILE searches one"
     except (config_lib.ConfigError, DataError, ValueError) as error:
       if setting.sigma_min_search:

@@ -5,10 +5,11 @@
     composite = (1 − mask)·condition + mask·result                                                          (1)
 
 Seed s makes an image from the condition of one example, see `examples_of`. Means are over the images of a block; "psnr"
-is the mean of theirs, "psnr_pooled" that of all their pixels together, which a few flat images do not rule. Source of
-the metrics: Huang et al., Section 5.1; images count as they are shown, in bytes.
+is the mean of theirs, "psnr_pooled" that of all their pixels together, which a few flat images do not rule; what has no
+error counts as 100. Source of the metrics: Huang et al., Section 5.1; images count as they are shown, in bytes.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,7 @@ class PairedScorer:
     """{metric: mean over the images taken so far}."""
     means = dict(zip(self.metrics, np.concatenate(self._rows).mean(0).tolist()))
     if "psnr_pooled" in means:
-      means["psnr_pooled"] = -10 * math.log10(means["psnr_pooled"]) if means["psnr_pooled"] else math.inf
+      means["psnr_pooled"] = -10 * math.log10(max(means["psnr_pooled"], 10 ** (-_MOST_DECIBELS / 10)))
     return means
 
   def state(self) -> dict[str, np.ndarray]:
@@ -148,7 +149,7 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple], source: 
     return make, sampling.evaluations(config.sampling, method)
 
   labels = "those of the images" if config.data.num_classes else None
-  task = {**config.task, "conditions": fingerprint(source)}
+  task = {**config.task, "path": "", "conditions": fingerprint(source)}  # the conditions themselves say where from
   return bench.Subject(checkpoint, draw, dict(config.sampling), labels, task=task)
 
 
@@ -202,6 +203,7 @@ def subject(checkpoint: dict, config, open_model: Callable[[], tuple], scorers) 
   return of_model(checkpoint, config, open_model, source_of(scorers))
 
 
+@functools.lru_cache(maxsize=4)  # every setting that is scored asks for it
 def fingerprint(source: Source) -> str:
   """SHA-256 of all conditions of a source, and its holes, in their order."""
   digest = hashlib.sha256()
@@ -223,17 +225,18 @@ def make_images(config, method, variables, source: Source, seeds, decoder=None) 
   return composite(images, found["condition"], found["mask"]) if "mask" in found else in_bytes(images)
 
 
-def beside(source: Source, seeds, images) -> np.ndarray:
-  """Rows of ten for a grid, at most thirty examples: conditions, the images made from them, truths; in bytes.
+def beside(source: Source, seeds, images, columns: int = 10) -> np.ndarray:
+  """Rows of `columns` for a grid, at most three of each: conditions, the images made from them, truths; in bytes.
 
   Args:
     source: of conditions and truths.
-    seeds: [n], n >= 10.
+    seeds: [n].
     images: [n, H, W, C] made from these seeds.
+    columns: examples a row, 1 to n.
   """
-  count = min(len(images) // 10 * 10, 30)
+  count = min(len(images) // columns, 3) * columns
   found = gather(source, seeds[:count])
-  return images_lib.compared([found["condition"], images[:count], found["image"]], columns=10)
+  return images_lib.compared([found["condition"], images[:count], found["image"]], columns)
 
 
 def simple(task, source: Source) -> tuple[str, bench.Subject]:
@@ -259,4 +262,4 @@ def simple(task, source: Source) -> tuple[str, bench.Subject]:
 
   name = {"superres": "bicubic", "inpaint": "mean colour", "saliency": "nothing salient"}[task.name]
   checkpoint = {"name": name, "step": None, "sha256": fingerprint(source)}
-  return name, bench.Subject(checkpoint, lambda: (draw, None), task=dict(task))
+  return name, bench.Subject(checkpoint, lambda: (draw, None), task={**task, "path": ""})

@@ -79,8 +79,11 @@ def network_from_config(
     )
   except ValueError as error:
     message = f"config.{error}".replace("network.resolution", "data.resolution")
+    message = message.replace("resolutions of network.context", "resolutions at which a condition is joined")
     raise config_lib.ConfigError(message.replace("network.cross_attention", "condition.cross_attention")) from None
-  return network if encoder is None else conditional.Conditional(network, encoder)
+  if encoder is None:
+    return network
+  return conditional.Conditional(network, encoder, conditions.condition_shape(config))
 
 
 def init_network(network, key: Key, example_batch) -> Params:

@@ -11,8 +11,8 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from diffusion_jax import types
 from diffusion_jax.nets import autoencoder, layers, swin
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.types import Array, Key
@@ -77,11 +77,13 @@ class Conditional(nn.Module):
 
   Attributes:
     unet: with the (size, channels) of the features that it takes for its `context`.
-    encoder: condition -> features; their sizes differ.
+    encoder: condition -> features, of which the last of each size counts.
+    shape: (h, w, c) of the condition.
   """
 
   unet: UNet
   encoder: nn.Module
+  shape: tuple[int, int, int]
 
   def __call__(
     self,
@@ -98,7 +100,9 @@ class Conditional(nn.Module):
     return self.unet(x, c_noise, labels, augment, dropout_keys, context)
 
   def encode(self, condition: Array) -> tuple[Array, ...]:
-    """The features of a condition [B, h, w, c] that the U-Net takes, in its order."""
-    types.check_images("condition", condition)
+    """The features of a condition [B, h, w, c] that the U-Net takes, in its order; ValueError for another shape."""
+    if jnp.ndim(condition) != 4 or jnp.shape(condition)[1:] != self.shape:
+      expected = ", ".join(map(str, self.shape))
+      raise ValueError(f"condition must be [B, {expected}], got shape {list(jnp.shape(condition))}")
     found = {feature.shape[1]: feature for feature in self.encoder(condition)}
     return tuple(found[size] for size, _ in self.unet.context)

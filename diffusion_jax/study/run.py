@@ -220,7 +220,7 @@ def _is_for(evaluation: Evaluation, run: Run) -> bool:
 def _check_evaluations(study: Study, run: Run, config: ConfigDict, method: methods.Method):
   labels = []
   for evaluation, chosen in _evaluations(study, run, config):
-    nfe = check_sampling(chosen, method) if evaluation.recovery is None else _check_recovery(evaluation, method)
+    nfe = check_sampling(chosen, method) if evaluation.recovery is None else _check_recovery(evaluation, config, method)
     labels.append({**evaluation.labels, "NFE": nfe})
   _refuse_twice(f"evaluations of {dict(run.labels)}", labels)
 
@@ -234,10 +234,12 @@ def check_sampling(config: ConfigDict, method: methods.Method) -> int:
   return sampling.evaluations(config.sampling, method)
 
 
-def _check_recovery(evaluation: Evaluation, method: methods.Method) -> int:
+def _check_recovery(evaluation: Evaluation, config: ConfigDict, method: methods.Method) -> int:
   name = f"evaluation {dict(evaluation.labels)}"
   if evaluation.sampling:
     raise StudyError(f"{name}: recovery samples nothing, so sampling must be empty, got {dict(evaluation.sampling)}")
+  if config.task.name:
+    raise StudyError(f"{name}: recovery = {evaluation.recovery!r}: not for a run that makes images from others")
   try:
     recovery.check(method, evaluation.recovery)
   except ValueError as error:

@@ -15,6 +15,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import guidance, latent, mesh, methods, sampling
 from diffusion_jax.data import batching, latents, sources
 from diffusion_jax.evaluation import images as images_lib
+from diffusion_jax.methods import conditions
 from diffusion_jax.training import autoencoders, classifiers, faults, parallel, scores, start, update, warm, writers
 from diffusion_jax.training import checkpoint as checkpoint_lib
 from diffusion_jax.training import state as state_lib
@@ -198,6 +199,7 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
     sampling.ratio_of(config.sampling, method)
     classifier, decoder = classifiers.from_config(config), autoencoders.from_config(config)
   source = sources.from_config(config)
+  conditions.check(config, source)
   checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
   score = scores.InTraining(config, method, classifier, decoder) if config.train.score_every else None
   shapes = start.shapes(method, config)

@@ -200,7 +200,7 @@ def test_conditions_count_in_memory(monkeypatch):
   ({"task.name": "", "task.path": "x"}, r"config.task.path = 'x': must be '' for task 'none'"),
   ({"task.scale": 1}, r"config.task.scale = 1: must be at least 2 and divide data.resolution \(32\)"),
   ({"task.scale": 5}, r"config.task.scale = 5: must be at least 2 and divide data.resolution \(32\)"),
-  ({"method": "edm"}, r"config.task.name = 'superres': must be '' for method 'edm'; edm, dual_output"),
+  ({"method": "dpdm"}, r"config.task.name = 'superres': must be '' for method 'dpdm'; edm, dual_output"),
   ({"data.augment": 0.1}, r"config.data.augment = 0.1: must be 0 with a task"),
   ({"train.score_every": 5000}, r"config.train.score_every = 5000: must be 0 with a task"),
   ({"task.name": "saliency"}, r"config.data.channels = 3: must be 1 for task 'saliency'"),
