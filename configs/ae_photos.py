@@ -18,6 +18,5 @@ def get_config():
   c.autoencoder.update(channels=16, channel_mult=(1, 2, 2), num_blocks=1, latent_channels=3)
   c.optimizer.update(learning_rate=2e-3, warmup_images=1_600, decay_power=1.0, clip_norm=1.0)
   c.train.update(batch_size=16, num_steps=3_000, log_every=50, checkpoint_every=500)
-  c.optimizer.decay_images = c.train.num_steps * c.train.batch_size
   c.ema.update(half_life_images=2_000)
   return c

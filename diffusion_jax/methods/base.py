@@ -1,5 +1,6 @@
 """What a method is, and the parts of a config that every method reads alike."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,15 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import latent
+from diffusion_jax import latent, times
 from diffusion_jax import parameterization as par
 from diffusion_jax.data import augment
 from diffusion_jax.methods import conditions
 from diffusion_jax.nets import conditional, unet
 from diffusion_jax.process import Process
+from diffusion_jax.training import state as state_lib
+from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Key, Params
 
 _ARCHITECTURES = {"ddpmpp": unet.ddpmpp, "ncsnpp": unet.ncsnpp, "adm": unet.adm}
+# Streams of an example's key that this module draws from; a method's own have the numbers from OWN_STREAMS on.
+_TIME, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
+OWN_STREAMS = 5
 
 
 class Method(NamedTuple):
@@ -106,6 +112,50 @@ def encode_with(network) -> Callable | None:
   if not isinstance(network, conditional.Conditional):
     return None
   return lambda variables, condition: network.apply(variables, condition, method="encode")
+
+
+class Examples(NamedTuple):
+  """What a loss needs of a batch.
+
+  Attributes:
+    clean: images, or scaled latents, [B, H, W, C].
+    eps: noise of the same shape.
+    cond: for `Method.denoise`.
+  """
+
+  clean: Array
+  eps: Array
+  cond: dict[str, Array | None]
+
+
+def init_of(config, network) -> Callable:
+  """`Method.init` of a method with one network, "net"."""
+
+  def init(key, example_batch):
+    params = {"net": init_network(network, key, example_batch)}
+    return state_lib.create(params, update_lib.init_optimizer(config, params))
+
+  return init
+
+
+def times_of(law: times.Law) -> Callable[[Key], Array]:
+  """`Method.times` of a law of t: keys [B] -> [B]."""
+  return lambda keys: jax.vmap(lambda key: law(jax.random.fold_in(key, _TIME), 1)[0])(keys)
+
+
+def examples(config, batch) -> Examples:
+  """A batch as a loss needs it, every example by its own key batch["key"] alone."""
+  stream = functools.partial(streams, batch["key"])
+  clean = images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
+  clean, labels = augmented(clean, stream(_AUGMENT), config.data.augment)
+  eps = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(stream(_NOISE))
+  cond = {
+    "label": labels_of(batch, stream(_LABEL), config),
+    "augment": labels,
+    "dropout": stream(_DROPOUT),
+    "condition": condition_of(batch, stream(_AUGMENT), config.data.flip),
+  }
+  return Examples(clean, eps, cond)
 
 
 def images_of(batch, keys: Key, flip: bool, scale: float = 1.0) -> Array:

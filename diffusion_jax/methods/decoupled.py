@@ -13,7 +13,6 @@ and in it LPIPS beside MAE, which is not built here. One encoder serves two deco
 branch of two convolutions for the noise (Table 5).
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,13 @@ from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
 from diffusion_jax.methods import base
 from diffusion_jax.samplers.ancestral import reconstruct
-from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 
 SAMPLERS = ("decoupled", "ddim", "euler", "heun", "multistep", "dpdm")
 GAUSSIAN_SAMPLERS = ("ddpm", "euler_maruyama", "predictor_corrector")  # with noise levels: the constant attenuation's
 LOSSES = {"l2": losses.squared_error, "l1": losses.absolute_error}
 DECODERS = {"two": {"decoders": 2}, "branch": {"branch": True}, "one": {}}
-# Streams of an example's key.
-_TIME, _NOISE, _LABEL, _AUGMENT, _DROPOUT, _PHI = range(6)
+_PHI = base.OWN_STREAMS  # stream of an example's key, from which φ's free parameters come
 
 
 def from_config(config, axis_name: str | None = None) -> base.Method:
@@ -63,23 +60,12 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
     return par.decoupled(network_fn, process, setting.preconditioned)(x, t)
 
-  def init(key, example_batch):
-    params = base.init_network(network, key, example_batch)
-    return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
-
-  def draw_times(keys):
-    return jax.vmap(lambda key: law(jax.random.fold_in(key, _TIME), 1)[0])(keys)
+  draw_times = base.times_of(law)
 
   def loss_fn(params, batch):
-    stream = functools.partial(base.streams, batch["key"])
-    x0 = base.images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
-    x0, augment = base.augmented(x0, stream(_AUGMENT), config.data.augment)
+    x0, eps, cond = base.examples(config, batch)
     t = draw_times(batch["key"])
-    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
-    label = base.labels_of(batch, stream(_LABEL), config)
-    condition = base.condition_of(batch, stream(_AUGMENT), config.data.flip)
-    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT), "condition": condition}
-    phi = process.encode(stream(_PHI), x0)
+    phi = process.encode(base.streams(batch["key"], _PHI), x0)
     x = process.perturb(phi, eps, t)
     pred = denoise({"params": params}, x, t, cond)
     terms = losses.decoupled_terms(pred.clean, pred.eps, phi, eps, distance)
@@ -94,7 +80,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   update = update_lib.of_loss(config, loss_fn, axis_name)
   samplers = SAMPLERS + (GAUSSIAN_SAMPLERS if process.is_gaussian else ())
-  return base.Method(init, update, denoise, process, samplers, times=draw_times, encode=base.encode_with(network))
+  init, encode = base.init_of(config, network), base.encode_with(network)
+  return base.Method(init, update, denoise, process, samplers, times=draw_times, encode=encode)
 
 
 def process_from_config(config) -> process_lib.Decoupled:

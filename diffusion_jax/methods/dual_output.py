@@ -13,7 +13,6 @@ learned in few updates. With dual.heads = "eps" the network has ε_θ alone, and
 baselines.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -24,14 +23,11 @@ from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
 from diffusion_jax.methods import base
-from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array
 
 SAMPLERS = ("ddim", "ddpm", "heun", "euler", "decoupled", "dpdm", "euler_maruyama", "predictor_corrector")
 PROCESSES = {"linear": process_lib.DDPM, "cosine": process_lib.Cosine}
-# Streams of an example's key.
-_TIME, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
 
 # (variables, x [B, H, W, C], t, cond) -> {"eps", "x", "r", "variance"}: [B, H, W, C], but r's logit [B, H, W, 1]
 Heads = Callable[..., dict[str, Array]]
@@ -68,22 +64,11 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
       return par.dual(chain, out["eps"], 0.0, 0.0, x, t, 0.0, out.get("variance"))
     return par.dual(chain, out["eps"], out["x"], out["r"], x, t, ratio, out.get("variance"))
 
-  def init(key, example_batch):
-    params = base.init_network(network, key, example_batch)
-    return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
-
-  def draw_times(keys):
-    return jax.vmap(lambda key: law(jax.random.fold_in(key, _TIME), 1)[0])(keys)
+  draw_times = base.times_of(law)
 
   def loss_fn(params, batch):
-    stream = functools.partial(base.streams, batch["key"])
-    x0 = base.images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
-    x0, augment = base.augmented(x0, stream(_AUGMENT), config.data.augment)
+    x0, eps, cond = base.examples(config, batch)
     t = draw_times(batch["key"])
-    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
-    label = base.labels_of(batch, stream(_LABEL), config)
-    condition = base.condition_of(batch, stream(_AUGMENT), config.data.flip)
-    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT), "condition": condition}
     x = chain.perturb(x0, eps, t)
     out = heads({"params": params}, x, t, cond)
     if "x" in out:
@@ -102,7 +87,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   known = par.Unconditioned(chain)
   # L^ε + L^x as a weight of clean images' errors: ε_θ's error is 1/σ of an image's.
   weight = lambda sigma: setting.eps_weight / sigma**2 + setting.x_weight * (setting.heads == "dual")
-  encode = base.encode_with(network)
+  init, encode = base.init_of(config, network), base.encode_with(network)
   return base.Method(init, update, denoise, chain, SAMPLERS, known, draw_times, weight=weight, encode=encode)
 
 

@@ -11,23 +11,18 @@ whose time is σ; other processes are reached by `process.reframe`. iDDPM's seco
 teaches a second head the variance of the reverse step u_j → u_{j+1} of the variance-preserving chain.
 """
 
-import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax import losses, process, times
 from diffusion_jax import parameterization as par
 from diffusion_jax.config import choose
 from diffusion_jax.methods import base
-from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Prediction
 
 SAMPLERS = ("heun", "euler", "ddim", "ddpm", "decoupled", "dpdm", "euler_maruyama", "predictor_corrector")
-# Streams of an example's key.
-_SIGMA, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
 
 
 def from_config(config, axis_name: str | None = None) -> base.Method:
@@ -54,23 +49,12 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
     return par.precondition(network_fn, preconditioner)(x, t)
 
-  def init(key, example_batch):
-    params = base.init_network(network, key, example_batch)
-    return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
-
-  def noise_levels(keys):
-    return jax.vmap(lambda key: law(jax.random.fold_in(key, _SIGMA), 1)[0])(keys)
+  noise_levels = base.times_of(law)
 
   def loss_fn(params, batch):
-    stream = functools.partial(base.streams, batch["key"])
-    y = base.images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
-    y, augment = base.augmented(y, stream(_AUGMENT), config.data.augment)
+    y, eps, cond = base.examples(config, batch)
     sigma = noise_levels(batch["key"])
-    eps = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(stream(_NOISE))
-    label = base.labels_of(batch, stream(_LABEL), config)
     x = edm.perturb(y, eps, sigma)
-    condition = base.condition_of(batch, stream(_AUGMENT), config.data.flip)
-    cond = {"label": label, "augment": augment, "dropout": stream(_DROPOUT), "condition": condition}
     pred = denoise({"params": params}, x, sigma, cond)
     loss = weight(sigma) * losses.squared_error(pred.clean, y)
     if config.edm.vlb_weight:
@@ -78,7 +62,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return jnp.mean(loss), {}
 
   update = update_lib.of_loss(config, loss_fn, axis_name)
-  encode = base.encode_with(network)
+  init, encode = base.init_of(config, network), base.encode_with(network)
   return base.Method(
     init, update, denoise, edm, SAMPLERS, preconditioner, noise_levels, weight=weight, encode=encode
   )
