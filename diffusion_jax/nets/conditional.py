@@ -73,7 +73,7 @@ class SwinEncoder(nn.Module):
 
 
 class Conditional(nn.Module):
-  """Equation (1).
+  """Equation (1). The U-Net's parameters have the names that they have without a condition, the encoder's "encoder/…".
 
   Attributes:
     unet: with the (size, channels) of the features that it takes for its `context`.
@@ -84,6 +84,9 @@ class Conditional(nn.Module):
   unet: UNet
   encoder: nn.Module
   shape: tuple[int, int, int]
+
+  def setup(self):
+    nn.share_scope(self, self.unet)
 
   def __call__(
     self,
