@@ -6,7 +6,8 @@
   python experiments/evaluate.py --workdir=runs/ddm_superres_div2k --nfe=5,10 --data=folder:DIV2K_valid_HR \\
     --task_path=DIV2K_valid_LR_bicubic/X4 --transform=crops
 
-DIV2K_train_HR and DIV2K_train_LR_bicubic/X4 are the folders of its zips.
+DIV2K_train_HR and DIV2K_train_LR_bicubic/X4 are the folders of its zips. The batch of 12 goes on 1, 2, 3, 4, 6 or 12
+devices.
 
 kl-f4.ckpt: the weights of latent diffusion's autoencoder of that name; swin_b-68c6b09e.pth: torchvision's ImageNet
 weights. Width, batch, rate and number of updates are the paper's Table 6, weight decay, clipping and averages those of
