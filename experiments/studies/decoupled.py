@@ -1,11 +1,13 @@
 """Decoupled diffusion on 8×8 digits: the paper's Tables 1, 4 and 5, and solvers that it names as future work.
 
   python experiments/study.py experiments/studies/decoupled.py:digits --out=results/decoupled/digits
+  python experiments/study.py experiments/studies/decoupled.py:unconditional --out=results/decoupled/unconditional
   python experiments/study.py experiments/studies/decoupled.py:table5 --out=results/decoupled/table5
 
 DDPM is the same U-Net with one head and one decoder, after the same images by the same optimizer. The first study has
-Tables 1 and 4 and the solvers, the second Table 5. Six networks of three seeds each, of which one is in both: on a CPU
-core an hour and a half in all.
+Tables 1 and 4 and the solvers, of networks that are given the digit; the second Table 1 of networks that are not, as in
+the paper; the third Table 5. Six, two and six networks of three seeds each, one of them in the first and the last: on a
+CPU core an hour and a half, half an hour, and an hour and a quarter.
 """
 
 from diffusion_jax import presets
@@ -33,7 +35,7 @@ DDPM_SAMPLERS = {
 }
 SQUARE = {"power": 2.0}  # of the grid: t = (1 − i/n)²
 SOLVERS = {
-  "Algorithm 2": {"sampler": "decoupled"},
+  "Algorithm 2": {"sampler": "decoupled", "refit": 0.0},
   "Algorithm 2, refit": ALGORITHM_2,
   "DDIM": {"sampler": "ddim"},
   "Euler": {"sampler": "euler"},
@@ -42,11 +44,14 @@ SOLVERS = {
   "multistep": {"sampler": "multistep"},
   "multistep, t = u²": {"sampler": "multistep", **SQUARE},
 }  # of the pair (φ_θ, ε_θ)
+DDM_SAMPLERS = {"Algorithm 2": ALGORITHM_2, "multistep, t = u²": SOLVERS["multistep, t = u²"]}  # shown in Table 1
 
 
 def runs(study):
   fields = {f"train.{name}": UPDATES for name in ("num_steps", "checkpoint_every", "sample_every")}
   ddm = lambda attenuation: f"configs/ddm_digits.py:{attenuation}"
+  if study == "unconditional":
+    fields |= {"data.num_classes": 0, "label_dropout": 0.0}
   yield Run(MAIN, ddm("constant"), fields)
   if study == "table5":
     for variant, choice in VARIANTS.items():
@@ -55,16 +60,22 @@ def runs(study):
   optimizer = {f"optimizer.{name}": value for name, value in presets.decoupled_optimizer(2e-3).items()}
   ddpm = {**fields, **optimizer, "dual.heads": "eps"}
   yield Run({**DDPM, "h_t": "", "variant": ""}, "configs/dual_digits.py:linear", ddpm)
-  for attenuation in presets.ATTENUATIONS[1:]:
+  for attenuation in presets.ATTENUATIONS[1:] if study == "digits" else ():
     yield Run({**MAIN, "h_t": attenuation}, ddm(attenuation), fields)
 
 
-def evaluations():
-  """Of the first study; labels `for` say which table one is shown in."""
+def evaluations(study):
+  """Labels `for` say which table of the first study one is shown in."""
+  if study == "table5":
+    yield Evaluation({}, {**ALGORITHM_2, "num_steps": 10})
+    return
   for steps in STEPS:
-    yield Evaluation({"for": "1", "sampler": "Algorithm 2"}, {**ALGORITHM_2, "num_steps": steps}, MAIN)
+    for name, fields in DDM_SAMPLERS.items():
+      yield Evaluation({"for": "1", "sampler": name}, {**fields, "num_steps": steps}, MAIN)
     for name, fields in DDPM_SAMPLERS.items():
       yield Evaluation({"for": "1", "sampler": name}, {**fields, "num_steps": steps}, DDPM)
+  if study == "unconditional":
+    return
   for steps in TABLE_4_STEPS:
     yield Evaluation({"for": "4", "sampler": "Algorithm 2"}, {**ALGORITHM_2, "num_steps": steps}, {"network": "DDM"})
   for name, fields in SOLVERS.items():
@@ -79,10 +90,12 @@ TABLES = {
     Table("Table 4 on digits", ("h_t",), ("NFE",), when={"for": "4"}),
     Table("Solvers of DDM, constant h, two decoders", ("sampler",), ("NFE",), when={"for": "solvers"}),
   ],
+  "unconditional": [Table("Table 1 on digits, without classes", ("network", "sampler"), ("NFE",))],
   "table5": [Table("Table 5 on digits, 10 steps", ("variant",), metrics=("frechet", "precision", "recall"))],
 }
 PLOTS = {
   "digits": [Plot("table_1", "NFE", "sampler", when={"for": "1"}), Plot("table_4", "NFE", "h_t", when={"for": "4"})],
+  "unconditional": [Plot("table_1", "NFE", "sampler")],
   "table5": [],
 }
 
@@ -95,7 +108,7 @@ def get_study(study="digits"):
       f"{IMAGES} images, the same seeds for all rows."
     ),
     runs=list(runs(study)),
-    evaluations=list(evaluations()) if study == "digits" else [Evaluation({}, {**ALGORITHM_2, "num_steps": 10})],
+    evaluations=list(evaluations(study)),
     metrics=("frechet", "precision", "recall"),
     num_images=IMAGES,
     tables=TABLES[study],
