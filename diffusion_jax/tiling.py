@@ -15,7 +15,9 @@ from diffusion_jax.types import Array, Denoise, Prediction
 
 
 def tiled(denoise: Callable[..., Prediction], condition: Array, window: int, overlap: int) -> Denoise:
-  """Equation (1); `denoise` itself where one window covers the image. A learned variance is left out.
+  """Equation (1), of which one window that covers the image is `denoise` itself. A learned variance is left out.
+
+  The encoder sees every window at every step, and norms and attention see a window, not the image.
 
   Args:
     denoise: (x [B, window, window, C], t, condition [B, window, window, c]) -> Prediction.

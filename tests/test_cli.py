@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
-from training import tiny
+from training import tiny, toy_task
 
 from diffusion_jax import cli, methods
 from diffusion_jax.data import sources
@@ -128,6 +129,14 @@ MISTAKES = {
   "no workdir to sample": (sample(), ["--workdir is missing"]),
   "workdir not there": (sample("--workdir={tmp}/nowhere"), ["--workdir={tmp}/nowhere", "no run here"]),
   "empty workdir": (sample("--workdir={tmp}/nothing"), ["--workdir={tmp}/nothing", "no run here"]),
+  "samples of a task": (
+    sample("--workdir={tmp}/task"),
+    ["--workdir={tmp}/task", "makes images from others (inpaint): experiments/evaluate.py gives it these"],
+  ),
+  "conditions of a run's own images": (
+    evaluate("--workdir={tmp}/task", "--task_path={tmp}"), ["--task_path={tmp}", "goes with --data"]
+  ),
+  "metric of a task": (evaluate("--workdir={tmp}/task", "--metrics=fid"), ["'fid'", "psnr_pooled", "frechet"]),
   "no checkpoint": (sample("--workdir={tmp}/begun"), ["--workdir={tmp}/begun", "no checkpoint"]),
   "no such checkpoint": (sample("--workdir={tmp}/run", "--step=3"), ["step 3", "[24]"]),
   "no best checkpoint": (
@@ -315,6 +324,8 @@ OTHERS = {
   "study listed": study("{tmp}/study.py", "--runs={tmp}/studies", "--list"),
   "study collected": study("{tmp}/study.py", "--runs={tmp}/studies", "--collect", "--out={tmp}/collected"),
   "study in part": study("{tmp}/study.py", "--runs={tmp}/studies", "--part=1/2"),
+  "task": evaluate("--workdir={tmp}/task", "--split=test", "--nfe=1,2", "--num_images=7", "--blocks=2"),
+  "task again": evaluate("--workdir={tmp}/task", "--split=test", "--nfe=1,2", "--num_images=7", "--blocks=2"),
   "sampled again": sample("--workdir={tmp}/run", "--seeds=0", "--out={tmp}/out/a.b"),
 }
 
@@ -322,15 +333,17 @@ OTHERS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """Workdirs (run: one checkpoint; begun: none; nothing: empty; spoilt) and config files."""
-  folder, config = tmp_path_factory.mktemp("cli"), tiny.get_config()
+  folder, config, task = tmp_path_factory.mktemp("cli"), tiny.get_config(), toy_task.get_config()
   for name in ("run", "begun", "spoilt"):
     checkpoint.write_config(folder / name, config)
   (folder / "spoilt" / "config.json").write_text('{"seed": ')
   (folder / "nothing").mkdir()
-  checkpoints = checkpoint.Checkpoints(folder / "run", config)
-  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), start.shapes(methods.from_config(config), config))
-  checkpoints.save(zeros.replace(step=np.int32(24)), 24)
-  checkpoints.close()
+  checkpoint.write_config(folder / "task", task)
+  for name, each in (("run", config), ("task", task)):
+    checkpoints = checkpoint.Checkpoints(folder / name, each)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), start.shapes(methods.from_config(each), each))
+    checkpoints.save(zeros.replace(step=np.int32(24)), 24)
+    checkpoints.close()
   shutil.copytree(folder / "run", folder / "other" / "run")
   (folder / "there.png").write_text("mine")
   images = images_lib.to_uint8(sources.load("digits", "test").gather(np.arange(100))["image"])
@@ -482,6 +495,25 @@ def test_samplers_and_evaluations_are_compared(results, folder):
   assert {tuple(r["seeds"]) for r in records} == {(0, 19), (20, 39)}
   assert (folder / "scores" / "scores.png").exists() and (folder / "scores" / "images_heun_3.png").exists()
   assert results["evaluated again"][:2] == [0, out]
+
+
+def test_a_run_with_a_task_is_scored_beside_no_model(results, folder):
+  """Rows of the simple way and of each setting; records and pictures, of seven images too; the second time stored."""
+  code, out, err = results["task"]
+  assert code == 0, err
+  rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+  header = ["sampler", "NFE", "PSNR", "PSNR of all pixels", "Fréchet distance (digits)"]
+  settings = [["mean colour", "–"], ["decoupled", "1"], ["decoupled", "2"]]
+  assert rows[0] == header and [row[:2] for row in rows[2:]] == settings
+  assert "2 blocks of 7 images" in out and "digits/test (297)" in out
+  records = [json.loads(line) for line in (folder / "task/evaluation/scores.jsonl").read_text().splitlines()]
+  assert len(records) == 3 * 2 * 3 and {r["task"]["name"] for r in records} == {"inpaint"}
+  assert {r["checkpoint"]["name"] for r in records} == {"mean colour", "task"}
+  for name in ("images_mean colour_0.png", "images_decoupled_1.png", "images_decoupled_2.png", "scores.png"):
+    assert (folder / "task/evaluation" / name).read_bytes()[:4] == b"\x89PNG"
+  size = PIL.Image.open(folder / "task/evaluation/images_decoupled_1.png").size
+  assert size == (7 * 33 - 1, 3 * 33 - 1)  # condition, image, truth of 8×8 pixels, four times as large
+  assert results["task again"][:2] == [0, out]
 
 
 def test_recovery_from_the_command_line(results, folder):

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from data.formats import encoded, make_folder, make_zip
-from training import tiny, toy
+from training import tiny, toy, toy_task
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
@@ -104,6 +104,28 @@ def test_recovery_is_an_evaluation(tmp_path, calls):
   assert len((tmp_path / found[0]["checkpoint"]["name"] / "evaluation/scores.jsonl").read_text().splitlines()) == 3
   assert "0.1" in show.markdown(Table("Recovery", ("sigma", "NFE"), when={"NFE": 1}), found)
   assert show.draw(Plot("recovery", "sigma", "steps"), found, tmp_path / "recovery.png")
+
+
+def test_a_run_with_a_task_is_scored_on_other_conditions(tmp_path, calls, monkeypatch):
+  """Images are made from the split that the run names, and compared with it; computed once."""
+  monkeypatch.setattr(base, "network_from_config", toy_task.network_from_config)
+  task = "tests/training/toy_task.py"
+  fields = {"train.num_steps": 2, "train.checkpoint_every": 2, "train.sample_every": 2}
+  own = dict(runs=[Run({"steps": "2"}, task, fields, data={"split": "test"})], metrics=("psnr", "frechet"))
+  steps = [Evaluation({}, {"num_steps": n}) for n in (1, 3)]
+  study = study_of(seeds=(0,), evaluations=steps, **own)
+  found = run(study, tmp_path)
+  assert [(r["metric"], r["study"]["NFE"], r["main"]) for r in found] == [
+    (metric, nfe, True) for nfe in (1, 3) for metric in ("psnr", "frechet")
+  ]
+  assert {(r["reference"]["name"], r["reference"]["num_images"]) for r in found} == {("digits/test", 297)}
+  assert {r["task"]["name"] for r in found} == {"inpaint"} and calls["drawn"] == 30 + 2 * 16  # 30 are training's
+  (workdir,) = tmp_path.iterdir()
+  size = PIL.Image.open(workdir / "samples/step_00000002.png").size
+  assert size == (10 * 33 - 1, 9 * 33 - 1)
+  assert run(study, tmp_path) == run(study, tmp_path, stored_only=True) == found and calls["drawn"] == 62
+  with pytest.raises(StudyError, match="recovery = 0.5: not for a run that makes images from others"):
+    run(study_of(seeds=(0,), evaluations=[Evaluation({}, recovery=0.5)], **own), tmp_path)
 
 
 def test_a_published_network_recovers_the_images_beside_a_file_of_statistics(tmp_path):

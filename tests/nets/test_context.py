@@ -115,7 +115,7 @@ def test_every_pixel_of_the_condition_reaches_every_head():
     for gradient, features in zip(of_head, context):
       assert gradient.shape == features.shape and np.abs(gradient).min() > 1e-6
     np.testing.assert_allclose(none[head], zeros[head], rtol=1e-4, atol=1e-5)
-    assert np.linalg.norm(out[head] - none[head]) > 0.01 * np.linalg.norm(none[head])  # beside 1e-6 of rounding
+    assert np.linalg.norm(out[head] - none[head]) > 0.02 * np.linalg.norm(none[head])
 
 
 def test_a_classifier_takes_no_condition():
