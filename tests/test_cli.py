@@ -131,7 +131,7 @@ MISTAKES = {
   "empty workdir": (sample("--workdir={tmp}/nothing"), ["--workdir={tmp}/nothing", "no run here"]),
   "samples of a task": (
     sample("--workdir={tmp}/task"),
-    ["--workdir={tmp}/task", "makes images from others (inpaint): experiments/evaluate.py gives it these"],
+    ["--workdir={tmp}/task", "makes images from others (inpaint): experiments/evaluate.py and tasks.py give it these"],
   ),
   "conditions of a run's own images": (
     evaluate("--workdir={tmp}/task", "--task_path={tmp}"), ["--task_path={tmp}", "goes with --data"]

@@ -162,7 +162,7 @@ def open_run(
     if not classifier and config.method in _UNSAMPLED:
       raise UsageError(f"{flag}={path}: {_UNSAMPLED[config.method]} measures it")
     if task is not None and task != bool(config.task.name):
-      made = f"makes images from others ({config.task.name}): experiments/evaluate.py gives it these"
+      made = f"makes images from others ({config.task.name}): experiments/evaluate.py and tasks.py give it these"
       raise UsageError(f"{flag}={path}: a run that {made if config.task.name else 'has no task'}")
     if not latents and config.data.name == config_lib.LATENTS:
       raise UsageError(f"{flag}={path}: a run in latent space, which sample.py and evaluate.py alone decode")

@@ -60,7 +60,7 @@ def test_the_unet_sees_what_the_encoder_says():
   """Both by themselves; the features are as good as the condition, which is of no effect where joins are zero."""
   model = network(conditional.ConvEncoder((8,)))
   params = drawn(shapes_of(model))
-  assert "encoder" in params and len(named(params, "proj0")) == 1
+  assert "encoder" in params and len(named(params, "proj0")) == 2
   x, c_noise, condition = normal(2, *SHAPE), normal(2, seed=2), normal(2, *SHAPE, seed=3)
 
   @jit
