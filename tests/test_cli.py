@@ -79,6 +79,10 @@ def study(*flags):
   return ["experiments/study.py", *flags]
 
 
+def tasks(*flags):
+  return ["experiments/tasks.py", *flags]
+
+
 def sigma_min(*flags):
   return ["experiments/sigma_min.py", *flags]
 
@@ -326,6 +330,12 @@ OTHERS = {
   "study in part": study("{tmp}/study.py", "--runs={tmp}/studies", "--part=1/2"),
   "task": evaluate("--workdir={tmp}/task", "--split=test", "--nfe=1,2", "--num_images=7", "--blocks=2"),
   "task again": evaluate("--workdir={tmp}/task", "--split=test", "--nfe=1,2", "--num_images=7", "--blocks=2"),
+  "filled": tasks("--workdir={tmp}/task", "--images={tmp}/own", "--masks={tmp}/holes", "--num_steps=1",
+                  "--out={tmp}/filled"),
+  "filled again": tasks("--workdir={tmp}/task", "--images={tmp}/own", "--masks={tmp}/holes", "--out={tmp}/filled"),
+  "masks for all": tasks("--workdir={tmp}/task", "--images={tmp}/own", "--out={tmp}/filled"),
+  "no holes": tasks("--workdir={tmp}/task", "--images={tmp}/own", "--masks={tmp}/blank", "--out={tmp}/none"),
+  "own images of no task": tasks("--workdir={tmp}/run", "--images={tmp}/own", "--out={tmp}/none"),
   "sampled again": sample("--workdir={tmp}/run", "--seeds=0", "--out={tmp}/out/a.b"),
 }
 
@@ -345,6 +355,12 @@ def folder(tmp_path_factory):
     checkpoints.save(zeros.replace(step=np.int32(24)), 24)
     checkpoints.close()
   shutil.copytree(folder / "run", folder / "other" / "run")
+  hole = np.zeros((11, 12), np.uint8)
+  hole[3:7, 5:11] = 255
+  own = np.arange(132, dtype=np.uint8).reshape(11, 12)
+  for name, pixels in (("own", own), ("holes", hole), ("blank", 0 * hole)):
+    (folder / name).mkdir()
+    PIL.Image.fromarray(pixels).save(folder / name / "a.png")
   (folder / "there.png").write_text("mine")
   images = images_lib.to_uint8(sources.load("digits", "test").gather(np.arange(100))["image"])
   np.savez(folder / "images.npz", images=images)
@@ -514,6 +530,24 @@ def test_a_run_with_a_task_is_scored_beside_no_model(results, folder):
   size = PIL.Image.open(folder / "task/evaluation/images_decoupled_1.png").size
   assert size == (7 * 33 - 1, 3 * 33 - 1)  # condition, image, truth of 8×8 pixels, four times as large
   assert results["task again"][:2] == [0, out]
+
+
+def test_own_images_are_filled(results, folder):
+  """Pixels around the hole stay as they are; a picture beside shows both; nothing is replaced unasked."""
+  code, out, err = results["filled"]
+  assert code == 0 and "1 images by step 24, decoupled, NFE 1 a window" in out, err
+  own, holes, filled = (np.asarray(PIL.Image.open(folder / name / "a.png")) for name in ("own", "holes", "filled"))
+  assert filled.shape == own.shape == (11, 12) and (filled != own)[holes > 0].any()
+  np.testing.assert_array_equal(filled[holes == 0], own[holes == 0])
+  assert PIL.Image.open(folder / "filled" / "beside" / "a.png").size == (25, 11)
+  for name, said in {
+    "filled again": "--out={tmp}/filled: {tmp}/filled/a.png is already there",
+    "masks for all": "--masks=: a folder of masks is needed for task inpaint",
+    "no holes": "a.png (image 0) has no hole",
+    "own images of no task": "--workdir={tmp}/run: a run that has no task",
+  }.items():
+    code, _, err = results[name]
+    assert code == 2 and said.format(tmp=folder) in err, (name, err)
 
 
 def test_recovery_from_the_command_line(results, folder):

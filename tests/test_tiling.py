@@ -7,6 +7,7 @@ import pytest
 from training import toy_task
 
 from diffusion_jax import methods, process, samplers, sampling, tiling, times
+from diffusion_jax.config import ConfigError
 from diffusion_jax.methods import base
 from diffusion_jax.training import start, state
 from diffusion_jax.types import Prediction, like, normal
@@ -127,6 +128,24 @@ def test_one_window_is_the_untiled_result(trained):
   whole = run()
   assert np.std(whole) > 0.1
   np.testing.assert_allclose(run(tile=(8, 3)), whole, atol=1e-4)
+
+
+def test_conditions_of_any_size(trained):
+  """One of a window is `generate`'s; a smaller one is continued by its mirror image and cut again; larger ones tiled."""
+  config, method, variables = trained
+  condition = uniform(1, 8, 8, 1)[0]
+  expected = sampling.generate(config, method, variables, [5], condition=condition[None])[0]
+  large = lambda condition: sampling.generate_large(config, method, variables, 5, condition, 3)
+  np.testing.assert_allclose(large(condition), expected, atol=1e-4)
+  small = condition[:5, :6]
+  mirrored = np.concatenate([small, small[:, ::-1]], 1)[:, :8]
+  mirrored = np.concatenate([mirrored, mirrored[::-1]])[:8]
+  np.testing.assert_allclose(large(small), large(mirrored)[:5, :6], atol=1e-6)
+  assert large(uniform(1, 9, 13, 1)[0]).shape == (9, 13, 1)
+  config = config.copy_and_resolve_references()
+  config.condition.resolution = 16
+  with pytest.raises(ConfigError, match=r"condition.resolution = 16: must be that of the image, 8"):
+    sampling.generate_large(config, method, variables, 5, condition, 3)
 
 
 def test_windows_leave_no_seams():
