@@ -131,7 +131,7 @@ def test_one_window_is_the_untiled_result(trained):
 
 
 def test_conditions_of_any_size(trained):
-  """One of a window is `generate`'s; a smaller one is continued by its mirror image and cut again; larger ones tiled."""
+  """One of a window is `generate`'s, a smaller one its mirrored continuation's, cut again; larger ones are tiled."""
   config, method, variables = trained
   condition = uniform(1, 8, 8, 1)[0]
   expected = sampling.generate(config, method, variables, [5], condition=condition[None])[0]
