@@ -112,14 +112,24 @@ BY_NAME = {
 
 
 def examples_of(seeds, size: int) -> np.ndarray:
-  """The example of each seed [n]: s·q mod size, q prime to size and near its golden section.
+  """The example of each seed [n]: s·q mod size, q prime to size.
 
-  So `size` seeds in a row have each example once, and fewer are spread over all of them, whatever their order.
+  So `size` seeds in a row have each example once. Fewer are spread over all of them, in any order: of the q near
+  the golden section of size it is the one whose q/size is approximated as badly.
   """
-  step = round(size * (math.sqrt(5) - 1) / 2)
-  while math.gcd(step, size) != 1:
-    step += 1
-  return np.asarray(seeds, np.int64) * step % size
+  return np.asarray(seeds, np.int64) * _stride(size) % size
+
+
+@functools.cache
+def _stride(size: int) -> int:
+  golden = round(size * (math.sqrt(5) - 1) / 2)
+  near = range(max(1, golden - 64), min(size, golden + 64) + 1)
+  return min((q for q in near if math.gcd(q, size) == 1), key=lambda q: (_largest_quotient(size, q), abs(q - golden)))
+
+
+def _largest_quotient(a: int, b: int) -> int:
+  """Of the continued fraction of a/b."""
+  return max(a // b, _largest_quotient(b, a % b)) if b else 0
 
 
 def gather(source: Source, seeds) -> dict[str, np.ndarray]:
