@@ -174,7 +174,8 @@ def test_composites_of_the_truth_are_the_truth(source, monkeypatch):
   """So their Fréchet distance is 0 and their PSNR the largest; what the model says outside of holes does not count."""
   config = config_of()
 
-  def generate(config, method, variables, seeds, labels, batch_size, condition):
+  def generate(config, method, variables, seeds, labels, batch_size, condition, decoder):
+    assert decoder is None
     found = tasks.gather(source, seeds)
     np.testing.assert_array_equal(condition, found["condition"])
     return np.where(found["mask"] == 1, found["image"], 0.123)
@@ -193,7 +194,8 @@ def test_models_are_given_conditions_labels_and_classes(source, monkeypatch):
   monkeypatch.setattr(methods_lib.base, "network_from_config", toy_task.network_from_config)
   method = methods_lib.from_config(config)
 
-  def generate(config, method, variables, seeds, labels, batch_size, condition):
+  def generate(config, method, variables, seeds, labels, batch_size, condition, decoder):
+    assert decoder is None
     seen.append((seeds, labels, condition))
     return condition
 

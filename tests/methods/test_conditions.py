@@ -163,10 +163,6 @@ COLOURS = dict(data__name="photos", data__resolution=16, data__channels=3)
       {"condition__cross_attention": (4,)},
       r"condition.cross_attention = \(4,\): expected only resolutions at which a condition is joined: \[8\]",
     ),
-    (
-      {"task__name": "", "condition__cross_attention": (8,)},
-      r"condition.cross_attention = \(8,\): expected only resolutions at which a condition is joined: \[\]",
-    ),
   ],
 )
 def test_an_encoder_that_cannot_be_built(fields, message):
@@ -185,6 +181,7 @@ def test_an_encoder_that_cannot_be_built(fields, message):
     ({"decoupled__t_min": float("nan")}, r"config.decoupled.t_min = nan: must be in \(0, 1\)"),
     ({"condition__upsample": 0}, r"config.condition.upsample = 0: must be positive"),
     ({"condition__resolution": -8}, r"config.condition.resolution = -8: must not be negative"),
+    ({"task__name": "", "condition__cross_attention": (8,)}, r"cross_attention = \(8,\): must be \(\) without a task"),
     ({"condition__cross_attention": (8.0,)}, r"config.condition.cross_attention = \(8.0,\): expected tuple of int"),
     (
       {"sampling__classifier": "x", "sampling__classifier_scale": 1.0},

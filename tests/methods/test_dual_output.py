@@ -595,7 +595,7 @@ def test_a_wrong_config_is_named(fields, message):
 
 @pytest.mark.parametrize("fields, message", [
   (dict(num_steps=1001), r"config.sampling.num_steps = 1001: respaced cannot take n = 1001 steps of a chain of 1000"),
-  (dict(grid="respace"), r"config.sampling.grid = 'respace': expected one of edm, .*respaced; nearest: respaced"),
+  (dict(grid="respace"), r"config.sampling.grid = 'respace': expected one of edm, .*respaced.*; nearest: respaced"),
   (dict(process="owm"), r"config.sampling.process = 'owm': expected one of own, .*; nearest: own"),
   (dict(sigma_max=10.0), r"config.sampling.sigma_max = 10.0: must be 0 for the grid respaced"),
 ])  # fmt: skip
