@@ -66,11 +66,7 @@ PAIRED = ("psnr", "psnr_pooled", "mae", "mae_binary")
 
 
 def truths(source, seeds):
-  size = len(source)
-  step = round(size * 0.6180339887)
-  while np.gcd(step, size) != 1:
-    step += 1
-  return in_bytes(source.gather(np.asarray(seeds) * step % size)["image"])
+  return in_bytes(source.gather(tasks.examples_of(seeds, len(source)))["image"])
 
 
 def directly(images, truth):
