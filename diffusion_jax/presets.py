@@ -252,8 +252,9 @@ def small_task(task: str, data: str, method: str) -> ConfigDict:
   Args:
     task: superres, inpaint or saliency.
     data: photos or scenes.
-    method: ddm, Algorithm 2 in 5 steps; ddpm, the same network with the noise head alone, ancestral in as many;
-      regression, ddm trained at t near 1 alone, where x_t says nothing of the image, sampled in one step.
+    method: ddm, one decoder for both heads, Algorithm 2 in 5 steps; ddpm, the same network with the noise head alone,
+      ancestral in as many; regression, ddm trained at t near 1 alone, where x_t says nothing of the image, sampled in
+      one step.
 
   Returns:
     The config.
@@ -267,6 +268,7 @@ def small_task(task: str, data: str, method: str) -> ConfigDict:
   c.label_dropout = 0.0
   c.train.update(num_steps=2_000, checkpoint_every=500, sample_every=1_000)
   set_decoupled(c, "constant")
+  c.decoupled.decoder = "one"
   c.sampling.num_steps = 5
   if method == "ddpm":
     set_dual(c, "linear")

@@ -30,7 +30,7 @@ def get_study(task="superres"):
   steps = [("DDM", n) for n in DDM_STEPS] + [("DDPM", n) for n in DDPM_STEPS] + [("regression", 1)]
   return Study(
     about=(
-      f"Networks of 1.47 million parameters, DDPM .87 (one decoder), after {UPDATES:,} updates of 32 images by one "
+      f"Networks of .87 million parameters, all with one decoder, after {UPDATES:,} updates of 32 images by one "
       f"optimizer; scores of {IMAGES} images from conditions of the test split, evenly spread over it."
     ),
     runs=runs,
