@@ -41,7 +41,7 @@ def main():
   found, params = autoencoder_flags.open(config)
   batch_size = max(1, _PIXELS // config.data.resolution**2) * jax.local_device_count()
   data = {name: value for name, value in config.data.items() if name not in ("cache", "flip", "augment")}
-  with tqdm(total=len(source), unit="img") as bar:
+  with tqdm(total=len(source) * (1 + _FLIP.value), unit="img") as bar:
     encode, provenance = encoder(found, params, batch_size), found.provenance()
     options = {"flip": _FLIP.value, "batch_size": batch_size, "overwrite": _OVERWRITE.value, "progress": bar.update}
     about = cli.checked(latents.write, _OUT.value, source, encode, provenance, data, dict(config.task), **options)
