@@ -144,7 +144,7 @@ def test_one_device_gives_the_images_of_eight(fresh, count):
 def test_batches_are_worked_on_by_all_devices(exact, monkeypatch):
   """The images of a batch come out spread over the eight devices."""
   seen, sample = [], sampling.sample
-  monkeypatch.setattr(sampling, "sample", lambda *a, **k: seen.append(sample(*a, **k)) or seen[-1])
+  monkeypatch.setattr(sampling.generation, "sample", lambda *a, **k: seen.append(sample(*a, **k)) or seen[-1])
   generate(exact, range(64))
   assert [len(images.sharding.device_set) for images in seen] == [8]
   assert {shard.data.shape[0] for shard in seen[0].addressable_shards} == {8}

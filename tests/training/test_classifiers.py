@@ -103,7 +103,7 @@ def test_guided_images(runs, dual):
     config, method, variables, SEEDS, labels, classifier=classifier or classifiers.from_config(config)
   )
   plain, first = draw(dual_config()), draw(guided(runs, 50.0))
-  compiled = sampling._sample._cache_size()
+  compiled = sampling.draw._sample._cache_size()
   assert np.abs(first - plain).max() > 1e-4  # labels: seed modulo the classifier's classes
   np.testing.assert_array_equal(draw(guided(runs, 50.0), SEEDS % 10), first)
   assert np.abs(draw(guided(runs, 50.0), (SEEDS + 1) % 10) - first).max() > 1e-4
@@ -111,7 +111,7 @@ def test_guided_images(runs, dual):
   np.testing.assert_allclose(draw(guided(runs, 50.0), np.full(8, -1)), plain, rtol=1e-5, atol=1e-5)
   mixed = draw(guided(runs, 50.0), np.where(SEEDS < 4, SEEDS, -1))
   np.testing.assert_allclose(mixed, np.where(SEEDS[:, None, None, None] < 4, first, plain), rtol=1e-4, atol=1e-4)
-  assert sampling._sample._cache_size() == compiled
+  assert sampling.draw._sample._cache_size() == compiled
   assert classifiers.from_config(guided(runs, 0.0)) is None
   np.testing.assert_array_equal(draw(guided(runs, 0.0)), plain)
   again = classifiers.from_config(guided(runs, 50.0))

@@ -1,0 +1,13 @@
+"""From seeds to images: one entry point for scripts, notebooks and the training loop.
+
+`generate` draws as many images as there are seeds by a run's config; `sample` is the jitted function below it.
+"""
+
+from diffusion_jax.sampling.draw import MAX_STEPS, keys_of, sample
+from diffusion_jax.sampling.generation import default_labels, generate, generate_large, generate_together, in_range
+from diffusion_jax.sampling.schedule import evaluations, options_of, ratio_of, schedule_of, with_sampler
+
+__all__ = [
+  "MAX_STEPS", "default_labels", "evaluations", "generate", "generate_large", "generate_together", "in_range",
+  "keys_of", "options_of", "ratio_of", "sample", "schedule_of", "with_sampler",
+]  # fmt: skip
