@@ -358,7 +358,7 @@ def load_averages(path, step: int | None = None) -> tuple[dict[str, Params], Con
 
 def _read_averages(folder: epath.Path) -> tuple[dict[str, Params], ConfigDict]:
   config = as_config(_read_meta(folder)["config"])
-  shapes = start.shapes(methods.from_config(config), config).ema
+  shapes = start.average_shapes(methods.from_config(config), config)
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   template = {"ema": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)}
   return _read_state(folder, template)["ema"], config

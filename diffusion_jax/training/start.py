@@ -1,5 +1,8 @@
 """What a run starts from: its first state and their shapes, and its keys."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +10,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
 from diffusion_jax.methods import conditions
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Key
+from diffusion_jax.types import Key, Params
 
 
 def create_state(method: methods.Method, config) -> TrainState:
@@ -18,9 +21,14 @@ def create_state(method: methods.Method, config) -> TrainState:
   share = jax.tree.map(
     lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), example_batch(config, config.train.accumulation)
   )
-  update = jax.vmap(method.update, in_axes=(None, 0, None), axis_name=mesh.AXIS)
-  _, metrics = jax.eval_shape(update, state, share, init_key)
+  _, metrics = jax.eval_shape(_mapped(method.update), state, share, init_key)
   return state.replace(window={name: jnp.zeros(()) for name in (*metrics, "updates")})
+
+
+@functools.lru_cache(maxsize=8)
+def _mapped(update: Callable) -> Callable:
+  """An update over mesh.AXIS, the same object for the same update, so that `jax.eval_shape` traces it once a run."""
+  return jax.vmap(update, in_axes=(None, 0, None), axis_name=mesh.AXIS)
 
 
 def train_key(config) -> Key:
@@ -48,3 +56,8 @@ def example_batch(config, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct
 def shapes(method: methods.Method, config) -> TrainState:
   """Shapes and types of a run's state."""
   return jax.eval_shape(lambda: create_state(method, config))
+
+
+def average_shapes(method: methods.Method, config) -> dict[str, Params]:
+  """Those of the averages alone, {role: parameters}; no update is traced for them."""
+  return jax.eval_shape(lambda: method.init(_keys(config)[0], example_batch(config)).ema)
