@@ -129,21 +129,21 @@ def test_the_swin_encoder_sees_the_enlarged_standardised_condition():
   channels = [Image.fromarray(condition[0, ..., c]).resize((64, 64), Image.Resampling.BILINEAR) for c in range(3)]
   large = (np.stack(channels, -1)[None] + 1) / 2
   seen = (large - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-  alone = swin.of_variant("t")
+  alone, model = swin.of_variant("t"), network(encoder)
+  assert model.unet.context == ((16, 8), (8, 16))
   params = drawn(jax.eval_shape(alone.init, jax.random.key(0), jnp.float32(seen))["params"])
 
   @jit
   def found(params):
-    return encoder.apply({"params": {"swin": params}}, condition), alone.apply({"params": params}, jnp.float32(seen))
+    own = {"params": {"swin": params}}
+    encoded = model.apply({"params": {"encoder": own["params"]}}, jnp.asarray(condition), method="encode")
+    return encoder.apply(own, condition), alone.apply({"params": params}, jnp.float32(seen)), encoded
 
-  features, stages = found(params)
+  features, stages, encoded = found(params)
   assert encoder.sizes(16) == [(16, 8), (8, 16), (4, 32), (2, 64)]
   for feature, stage, (size, width) in zip(features, stages, encoder.sizes(16), strict=True):
     assert feature.shape == (1, size, size, width)
     np.testing.assert_allclose(feature, stage, atol=1e-4)
-  model = network(encoder)
-  assert model.unet.context == ((16, 8), (8, 16))
-  encoded = model.apply({"params": {"encoder": {"swin": params}}}, jnp.asarray(condition), method="encode")
   np.testing.assert_allclose(encoded[1], features[1], atol=1e-5)
 
 

@@ -114,7 +114,8 @@ def test_losses_do_not_depend_on_hosts_devices_or_layout(trained, name):
 
 
 @pytest.mark.parametrize("name, devices, processes, layout", [
-  ("two", 1, 1, "pmap"), ("fsdp", 8, 1, "pmap"), ("eight", 4, 2, "fsdp"), ("one", 4, 2, "pmap"),
+  ("fsdp", 8, 1, "pmap"), ("eight", 4, 2, "fsdp"),
+  pytest.param("two", 1, 1, "pmap", marks=pytest.mark.slow), pytest.param("one", 4, 2, "pmap", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_checkpoints_open_wherever_they_were_not_saved(trained, name, devices, processes, layout):
   """A run goes on elsewhere, in another layout too, to the losses of one that stayed."""
