@@ -12,9 +12,12 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one test has compiled serves the next, and the programs that they start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# What one test has compiled serves the next, on all workers, and the programs that they start.
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # which has the environment of the process that started it
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+  os.environ["JAX_COMPILATION_CACHE_DIR"] if _WORKER else tempfile.mkdtemp(prefix="diffusion_jax_tests_")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import shutil
 import sys
@@ -33,4 +36,5 @@ def x64():
 
 
 def pytest_unconfigure(config):
-  shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+  if not _WORKER:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

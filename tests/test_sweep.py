@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-  server = sweeps.Server(folder, folder / "cache")
+  server = sweeps.Server(folder)
   yield server
   server.close()
 

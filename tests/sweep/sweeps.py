@@ -16,15 +16,13 @@ SHORT = {"train.num_steps": 4, "train.log_every": 2, "train.checkpoint_every": 4
 HEAD = "from diffusion_jax.sweep import Sweep, chain, product, values\n\n\ndef get_sweep():\n  return "
 
 
-def environment(cache) -> dict[str, str]:
-  """The toy network on one CPU device, and a compilation cache that processes share."""
+def environment() -> dict[str, str]:
+  """The toy network on one CPU device."""
   return {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "sweep" / "toy_network")]),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
 
 
@@ -69,10 +67,10 @@ for line in sys.stdin:
 class Server:
   """Starts commands in forks of one process that has imported everything: importing takes longer than most of them."""
 
-  def __init__(self, tmp: Path, cache):
+  def __init__(self, tmp: Path):
     self._tmp, self._count = tmp, 0
     command = [sys.executable, "-c", SERVER]
-    self._process = subprocess.Popen(command, cwd=ROOT, env=environment(cache), stdin=subprocess.PIPE, text=True)
+    self._process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, text=True)
 
   def start(self, *argv, **fields) -> "Started":
     """experiments/sweep.py with `arguments`, at work."""
@@ -106,13 +104,13 @@ class Started:
     return path.read_text()
 
 
-def calls(cache, commands: dict[str, list[str]]) -> dict[str, tuple[int, str, str]]:
+def calls(commands: dict[str, list[str]]) -> dict[str, tuple[int, str, str]]:
   """{name: (exit code, stdout, stderr)} of `arguments` one after another, in forks of one process; nothing computes."""
   done = subprocess.run(
     [sys.executable, "-c", FORKS],
     input=json.dumps(list(commands.items())),
     cwd=ROOT,
-    env=environment(cache),
+    env=environment(),
     capture_output=True,
     text=True,
     timeout=300,

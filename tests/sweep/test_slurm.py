@@ -43,7 +43,7 @@ def test_the_script_that_sbatch_gets(tools, tmp_path):
   argv += ["--gpus_per_node=2", "--cpus_per_task=8", "--mem_gb=32", "--jobs=2"]
   argv += ["--slurm=account=mine", "--slurm=qos=low"]
   commands = {"run": sweeps.arguments(*argv), "status": sweeps.arguments("status", root)}
-  results = sweeps.calls(tmp_path / "cache", commands)
+  results = sweeps.calls(commands)
   code, out, err = results["run"]
   assert code == 0, err
   assert "3 members: 0 done, 3 to run in 3 trainings" in out and "jobs 12_0, 12_1, 12_2" in out
@@ -126,7 +126,7 @@ def test_a_job_that_is_queued_again_says_so(tmp_path, monkeypatch):
 
 def test_a_preempted_job_goes_on_where_it_saved(tmp_path, monkeypatch):
   """Through submitit's local executor: the job is interrupted in its training, queued again, and ends."""
-  for name, value in sweeps.environment(tmp_path / "cache").items():
+  for name, value in sweeps.environment().items():
     monkeypatch.setenv(name, value)
   fields = {**sweeps.SHORT, "train.num_steps": 2000, "train.checkpoint_every": 2000, "train.log_every": 10}
   sweep = Sweep(sweeps.TINY, values("sampling.num_steps", (1, 2)), metrics=("frechet",), num_images=16)

@@ -15,7 +15,7 @@ STEPS = 24  # tiny.get_config().train.num_steps
 
 
 class Runs:
-  """Starts training processes; those of one device count share a compilation cache."""
+  """Starts training processes."""
 
   def __init__(self, folder):
     self.folder = folder
@@ -27,8 +27,6 @@ class Runs:
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": flags,
       "PYTHONPATH": str(ROOT),
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     config = ROOT / "tests" / "training" / f"{config}.py"
     argv = [sys.executable, ROOT / "experiments" / "train.py", f"--config={config}", f"--workdir={self.folder / name}"]

@@ -24,7 +24,7 @@ TRAIN = ["experiments/train.py", "--config=tests/training/toy.py", "--config.tra
 
 
 class Pod:
-  """Starts programs as one process or as two; all share a compilation cache."""
+  """Starts programs as one process or as two."""
 
   def __init__(self, folder):
     self.folder = folder
@@ -37,8 +37,6 @@ class Pod:
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
       "JAX_PLATFORMS": "cpu",
       "PYTHONPATH": str(ROOT),
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     with (self.folder / f"said{number}").open("w") as file:
       return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, stdout=file, stderr=file)
