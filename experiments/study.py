@@ -18,7 +18,7 @@ from etils import epath
 from tqdm.auto import tqdm
 
 from diffusion_jax import cli
-from diffusion_jax.study import Study, show
+from diffusion_jax.study import Study, loading, show
 from diffusion_jax.study import run as runs
 from diffusion_jax.training.faults import Diverged
 
@@ -37,7 +37,7 @@ def main():
   if len(cli.arguments()) != 1:
     raise cli.UsageError("expected one study, for instance experiments/studies/edm_table2_digits.py")
   (path,) = cli.arguments()
-  study = cli.checked(runs.load, path)
+  study = cli.checked(loading.load, path)
   jobs = cli.checked(runs.jobs, study, _RUNS.value)
   if _PART.value:
     jobs = [job for chain in runs.chains(jobs)[part(_PART.value)] for job in chain]

@@ -17,7 +17,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import methods
 from diffusion_jax.evaluation import bench, sigma_min, statistics
 from diffusion_jax.methods import base
-from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table, show
+from diffusion_jax.study import Evaluation, Plot, Run, Study, StudyError, Table, loading, show
 from diffusion_jax.study import run as runs
 from diffusion_jax.training import checkpoint, loop, start
 
@@ -227,8 +227,8 @@ def test_data_are_told_apart_by_what_they_hold(tmp_path):
 def test_the_names_of_workdirs_are_fixed():
   """Of data that come with the library: nothing on a disk counts."""
   assert runs.config_hash(config_lib.default()) == "44136fa3"
-  assert runs.config_hash(runs.load_config("configs/edm_photos.py")) == runs.config_hash(
-    runs.load_config("configs/edm_photos.py", {"data.cache": "none", "sampling.num_steps": 3})
+  assert runs.config_hash(loading.load_config("configs/edm_photos.py")) == runs.config_hash(
+    loading.load_config("configs/edm_photos.py", {"data.cache": "none", "sampling.num_steps": 3})
   )
 
 
@@ -482,10 +482,10 @@ def test_wrong_studies(tmp_path):
   with pytest.raises(StudyError, match="two runs have the labels {'steps': '2'}"):
     runs.jobs(study_of(steps=(2, 2)), tmp_path)
   with pytest.raises(StudyError, match="no such file"):
-    runs.load("experiments/studies/nothing.py")
+    loading.load("experiments/studies/nothing.py")
   (tmp_path / "s.py").write_text("def get_study(): return 3\n")
   with pytest.raises(StudyError, match="must return a diffusion_jax.study.Study, got int"):
-    runs.load(str(tmp_path / "s.py"))
+    loading.load(str(tmp_path / "s.py"))
   with pytest.raises(StudyError, match=r"metrics must be a list of names such as \('frechet',\)"):
     study_of(metrics="frechet")
   for evaluations, message in [
@@ -522,14 +522,14 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, text):
   file = tmp_path / "s.py"
   file.write_text(text + "\n")
   with pytest.raises(StudyError) as error:
-    runs.load(str(file))
+    loading.load(str(file))
   assert str(error.value) == f"{file}: {WRONG_FILES[text]}".format(file=file)
 
 
 def test_committed_studies_hold_together(tmp_path):
   """Every config of a study under experiments/studies is one that can be trained."""
   for name, count in (("edm_table2_digits", 36), ("edm_samplers_digits", 12)):
-    study = runs.load(f"experiments/studies/{name}.py")
+    study = loading.load(f"experiments/studies/{name}.py")
     assert len({job.workdir for job in runs.jobs(study, tmp_path)}) == count
     labels = {name for run in study.runs for name in run.labels}
     labels |= {name for evaluation in study.evaluations for name in evaluation.labels} | {"NFE"}

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
 from diffusion_jax.evaluation import features, records, scoring
+from diffusion_jax.study import loading
 from diffusion_jax.study import run as runs
 from diffusion_jax.sweep import folder
 from diffusion_jax.sweep.description import Sweep, SweepError, as_override
@@ -50,7 +51,7 @@ def load(path: str) -> Sweep:
   Raises:
     SweepError, StudyError: there is no such file, or it is not a sweep.
   """
-  sweep = runs.call(path, "get_sweep")
+  sweep = loading.call(path, "get_sweep")
   if not isinstance(sweep, Sweep):
     raise SweepError(f"{path}: get_sweep() must return a diffusion_jax.sweep.Sweep, got {type(sweep).__name__}")
   return sweep
@@ -101,9 +102,9 @@ def _member(sweep: Sweep, override, fields, weights, protocol: dict, opened: dic
   file = own.pop("config", sweep.config)
   try:
     if file not in opened:
-      opened[file] = runs.load_config(file, fields)
+      opened[file] = loading.load_config(file, fields)
     config = opened[file].copy_and_resolve_references()
-    runs.override(config, own)
+    loading.override(config, own)
     config_lib.check(config)
     _check_metrics(sweep.metrics, _extractor(sweep, config, weights), config.data)
     group = runs.config_hash(config)
