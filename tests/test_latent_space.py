@@ -29,12 +29,19 @@ COMMANDS = {
   "moved": "sample.py --workdir={tmp}/run --seeds=0-8 --num_steps=2 --out={tmp}/s2 --autoencoder={tmp}/nowhere",
   "evaluate": "evaluate.py --workdir={tmp}/run --nfe=2 --num_images=100 --blocks=1 --metrics=frechet",
   "recovery": "recovery.py --workdir={tmp}/run",
+  "encode holes": "encode.py --config={tmp}/holes.py --autoencoder={tmp}/ae --out={tmp}/zh",
+  "train holes": f"train.py {RUN} {DECOUPLED} --workdir={{tmp}}/filling --config.data.name=latents "
+  "--config.data.path={tmp}/zh --config.data.resolution=4 --config.data.channels=3 --config.latent.autoencoder={tmp}/ae "
+  "--config.task.name=inpaint",
+  "fill": "evaluate.py --workdir={tmp}/filling --nfe=1 --num_images=20 --blocks=1 --metrics=psnr",
 }
 # The U-Net would compile for half a minute: what is tested here lies around it.
 SETUP = """
 from diffusion_jax.methods import base
-from training.test_classifiers import Toy
-base.network_from_config = lambda config, heads, **options: Toy(heads)
+from training import test_classifiers, toy_task
+plain = lambda config, heads: test_classifiers.Toy(heads)
+toy = lambda config: toy_task.network_from_config if config.task.name else plain
+base.network_from_config = lambda config, heads, **options: toy(config)(config, heads)
 """
 CONFIG = """
 from diffusion_jax import config as config_lib
@@ -50,6 +57,8 @@ def test_from_an_autoencoder_to_images(tmp_path):
   photos = sources.load("photos", "test", resolution=16).gather(np.arange(0, 7000, 100))["image"][:, ::2, ::2]
   np.savez(tmp_path / "photos.npz", images=photos)
   (tmp_path / "images.py").write_text(f"PATH = {str(tmp_path / 'photos.npz')!r}\n{CONFIG}")
+  task = CONFIG.replace("  return c", '  c.task.name = "inpaint"\n  return c')
+  (tmp_path / "holes.py").write_text(f"PATH = {str(tmp_path / 'photos.npz')!r}\n{task}")
   commands = []
   for name, words in COMMANDS.items():
     program, *words = words.replace("{tmp}", str(tmp_path)).split()
@@ -86,3 +95,8 @@ def test_from_an_autoencoder_to_images(tmp_path):
   measured = json.loads((tmp_path / "ae" / "reconstruct_train.json").read_text())
   assert measured["num_images"] == len(photos) and 3 < measured["psnr"] < 40 and measured["frechet"] > 0
   assert (tmp_path / "ae" / "reconstruct_train.png").exists()
+
+  filled = [json.loads(line) for line in (tmp_path / "filling/evaluation/scores.jsonl").read_text().splitlines()]
+  assert [r["checkpoint"]["name"] for r in filled] == ["mean colour", "filling"]
+  assert all(r["task"]["name"] == "inpaint" for r in filled)
+  assert all(5 < r["value"] < 60 for r in filled) and {r["reference"]["name"] for r in filled} == {"npz/train"}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.methods import conditions
@@ -36,7 +37,8 @@ class Toy(nn.Module):
 
   @nn.compact
   def __call__(self, x, c_noise, labels=None, augment=None, dropout_keys=None, context=None):
-    features = context[0] if context else jnp.zeros((*x.shape[:3], 4))
+    shape = (*x.shape[:3], 4)
+    features = jax.image.resize(context[0], shape, "linear") if context else jnp.zeros(shape)  # x may be a latent
     h = layers.Conv(8, name="conv0")(jnp.concatenate([x, features], -1))
     h = nn.silu(h + layers.Linear(8, name="noise")(c_noise[:, None])[:, None, None])
     return {name: layers.Conv(width, name=name)(h) for name, width in self.heads}
