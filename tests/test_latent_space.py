@@ -30,9 +30,9 @@ COMMANDS = {
   "evaluate": "evaluate.py --workdir={tmp}/run --nfe=2 --num_images=100 --blocks=1 --metrics=frechet",
   "recovery": "recovery.py --workdir={tmp}/run",
   "encode holes": "encode.py --config={tmp}/holes.py --autoencoder={tmp}/ae --out={tmp}/zh",
-  "train holes": f"train.py {RUN} {DECOUPLED} --workdir={{tmp}}/filling --config.data.name=latents "
-  "--config.data.path={tmp}/zh --config.data.resolution=4 --config.data.channels=3 --config.latent.autoencoder={tmp}/ae "
-  "--config.task.name=inpaint",
+  "train holes": f"train.py {RUN} {DECOUPLED} --workdir={{tmp}}/filling --config.task.name=inpaint "
+  "--config.data.name=latents --config.data.path={tmp}/zh --config.data.resolution=4 --config.data.channels=3 "
+  "--config.latent.autoencoder={tmp}/ae",
   "fill": "evaluate.py --workdir={tmp}/filling --nfe=1 --num_images=20 --blocks=1 --metrics=psnr",
 }
 # The U-Net would compile for half a minute: what is tested here lies around it.
