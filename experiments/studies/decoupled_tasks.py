@@ -5,7 +5,8 @@
   python experiments/study.py experiments/studies/decoupled_tasks.py:saliency --out=results/decoupled/saliency
 
 Images are 16×16, of regions of the photographs that no network was trained on. The regression is DDM's own network,
-trained where x_t says nothing of the image. On a CPU core an hour each.
+trained where x_t says nothing of the image. The Fréchet distance of so few filled images tells gross differences alone;
+evaluate.py measures it on all of the split. On a CPU core an hour each.
 """
 
 from diffusion_jax import presets
