@@ -116,6 +116,11 @@ def launch(tmp_path, monkeypatch):
   return run
 
 
+def wait_until_scoring(member):
+  """Not only until it has a status: WORKER says first that it waits for its scores."""
+  sweeps.wait_for(lambda: folder.written(member)["state"] == folder.RUNNING)
+
+
 def test_a_killed_process_fails_the_member_it_was_at_and_no_other(launch, tmp_path):
   """Those behind it in its group get another process."""
   found = launch({"first": ["a", "killed", "b"], "unborn": ["c", "d"], "last": ["e"]})
@@ -137,7 +142,7 @@ def test_one_process_a_device(launch, tmp_path):
 def test_a_launcher_that_is_stopped_starts_nothing_more(launch, tmp_path):
   def stop(launcher, line):
     if "process" in line:
-      sweeps.wait_for((tmp_path / "first" / "members" / "long" / "status.json").exists)
+      wait_until_scoring(tmp_path / "first" / "members" / "long")
       launcher.stop()
 
   found = launch({"first": ["long"], "second": ["a"]}, on_line=stop)
@@ -152,7 +157,7 @@ def test_slurms_warnings_do_not_reach_processes(launch):
 def test_no_process_outlives_a_launcher_that_raises(launch, tmp_path):
   def fail(launcher, line):
     if "process" in line:
-      sweeps.wait_for((tmp_path / "first" / "members" / "long" / "status.json").exists)
+      wait_until_scoring(tmp_path / "first" / "members" / "long")
       raise OSError("no space left on device")
 
   with pytest.raises(OSError, match="no space left"):
