@@ -17,7 +17,7 @@ TASKS = ("superres", "inpaint", "saliency")  # see data/tasks.py
 def default() -> ConfigDict:
   """Every field of a run; tuples and numbers keep the types given here."""
   c = ConfigDict()
-  c.method = "edm"  # edm, dual_output, decoupled, dpdm, classifier, autoencoder
+  c.method = "edm"  # edm, dual_output, dddm, decoupled, dpdm, classifier, autoencoder
   c.seed = 0  # of everything: initialisation, order of the data, noise
   c.init_from = ""  # weights to start from: the workdir of a run, or a published EDM pickle (.pkl); dpdm's teacher.
   # dual_output with arch adm also takes OpenAI's guided-diffusion files (.pt)
@@ -101,6 +101,27 @@ def default() -> ConfigDict:
   c.dual.relative = False  # L^μ over that of each head alone, so that r learns at all t alike; the paper's does not
   c.dual.vlb_weight = 0.0  # of iDDPM's L_vlb, by which a fourth head learns the reverse variance; .001 in its paper
 
+  c.dddm = ConfigDict()  # method "dddm": the network sees its own last estimate x̄_0 of the image
+  c.dddm.num_steps = 1000  # T of DDPM's chain, β from .1/T to 20/T
+  c.dddm.conditioning = "attention"  # how x̄_0 joins the network: attention, to its pixels as tokens; concat, as channels
+  c.dddm.attention_resolutions = (16, 8)  # at which blocks attend to the tokens
+  c.dddm.attention_bottleneck = False  # attend to them in the first bottleneck block too
+  c.dddm.positions = True  # tokens, and what attends to them, know where they are
+  c.dddm.metric = "pseudo_huber"  # d: l1, l2, pseudo_huber, lpips, pseudo_lpips, features, pseudo_features
+  c.dddm.metric_c = 0.0  # c of the pseudo metrics; 0: the paper's, .00054·√D for pseudo_huber, 6.9e-5 for the others
+  c.dddm.estimates = "buffer"  # x̄_0 in training: buffer, of the example's last visit; in_step, of this very x_t; noise
+  c.dddm.in_step_iterations = 1  # of in_step: the most iterations behind x̄_0, a number of them drawn for each example
+  c.dddm.buffer_slices = 8  # disjoint parts of the buffer, a multiple of the number of devices; each lies on one
+  c.dddm.buffer_dtype = "float32"  # float32, bfloat16, float16
+  c.dddm.buffer_memory = "device"  # device, host
+  c.dddm.buffer_writes = "estimate"  # estimate; clean: the image itself, as in the published code
+  c.dddm.buffer_refresh = 0.0  # probability that a visit sees fresh noise in place of the stored estimate
+  c.dddm.consistency_weight = False  # the published code's loss w·d(f, x_0) + (1 − w)·d(f, x̄_0), w = 1/(epoch + 1)
+  c.dddm.num_examples = 0  # of the data; 0: as they are found when a run starts
+
+  c.lpips = ConfigDict()  # the perceptual distance of dddm.metric and decoupled.reconstruction_lpips
+  c.lpips.weights = ()  # files of PyTorch: VGG16's (vgg16-397923af.pth) and those of LPIPS's linear layers (vgg.pth)
+
   c.decoupled = ConfigDict()  # method "decoupled": heads of φ, by which the image fades to zero, and of noise
   c.decoupled.attenuation = "constant"  # h_t: constant, linear, quadratic, exponential, sine
   c.decoupled.t_min = 1e-4  # t ~ U[t_min, 1); near 1 x_t says nothing of the image: a task's becomes a regression
@@ -111,6 +132,7 @@ def default() -> ConfigDict:
   # auto: inverse, but ones where φ has free parameters
   c.decoupled.loss = "l2"  # l2, l1
   c.decoupled.reconstruction_weight = 0.0  # of (1 − t)²·MAE(x̂_0, x_0), x̂_0 = x_t − H_t(φ_θ) − √t·ε_θ; 1 in the code
+  c.decoupled.reconstruction_lpips = False  # LPIPS beside MAE in it, as in the code; see lpips.weights
 
   c.dpdm = ConfigDict()  # method "dpdm": a pupil of init_from; its σ are drawn by the fields of the teacher's method
   c.dpdm.diffusion = "edm"  # the teacher's method: edm, dual_output
