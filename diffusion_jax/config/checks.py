@@ -6,8 +6,9 @@ from diffusion_jax.config.errors import choose, flatten, unknown_field, wrong
 from diffusion_jax.config.fields import CROPS, LATENT_METHODS, LATENTS, TASKS, TRANSFORMS, UNSAMPLED, default, ratios
 
 _FILES = ("folder", "zip")  # sources of files with names
-_ITEMS = {"init_only": str, "optimizer.frozen": str, "condition.cross_attention": int,
-          "lpips.weights": str}  # of tuples that begin empty
+_ITEMS = {
+  "init_only": str, "optimizer.frozen": str, "condition.cross_attention": int, "lpips.weights": str
+}  # of tuples that begin empty; fmt: skip
 _POSITIVE = (
   "data.resolution", "data.channels", "edm.sigma_data", "edm.sigma_min", "edm.p_std", "optimizer.learning_rate",
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",

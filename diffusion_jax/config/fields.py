@@ -103,7 +103,7 @@ def default() -> ConfigDict:
 
   c.dddm = ConfigDict()  # method "dddm": the network sees its own last estimate x̄_0 of the image
   c.dddm.num_steps = 1000  # T of DDPM's chain, β from .1/T to 20/T
-  c.dddm.conditioning = "attention"  # how x̄_0 joins the network: attention, to its pixels as tokens; concat, as channels
+  c.dddm.conditioning = "attention"  # how x̄_0 joins: attention, to its pixels as tokens; concat, as channels
   c.dddm.attention_resolutions = (16, 8)  # at which blocks attend to the tokens
   c.dddm.attention_bottleneck = False  # attend to them in the first bottleneck block too
   c.dddm.positions = True  # tokens, and what attends to them, know where they are
