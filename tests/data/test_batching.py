@@ -27,11 +27,23 @@ def test_batch_size_does_not_change_the_order():
 def test_pure_whatever_was_asked_before():
   steps = np.random.default_rng(0).permutation(40)
   first = {step: batching.indices(5, step, 8, 13) for step in steps}
-  batching._permutation.cache_clear()
+  batching._permutations.cache_clear()
   for step in reversed(steps):
     np.testing.assert_array_equal(batching.indices(5, step, 8, 13), first[step])
   first[0][:] = -1  # a caller's own array: writing to it changes nothing
   assert batching.indices(5, 0, 8, 13).min() >= 0
+
+
+@pytest.mark.parametrize("batch_size, num_examples, slices", [(8, 37, 4), (4, 40, 4), (24, 17, 2), (8, 8, 8)])
+def test_slices_draw_from_their_own_examples_each_once_an_epoch(batch_size, num_examples, slices):
+  drawn = np.stack([batching.indices(3, step, batch_size, num_examples, slices) for step in range(60)])
+  for s, column in enumerate(np.split(drawn, slices, axis=1)):
+    own = np.arange(s, num_examples, slices)
+    epochs = column.reshape(-1)[: column.size // len(own) * len(own)].reshape(-1, len(own))
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(own, (len(epochs), 1)))
+  if slices > 1:
+    orders = [column[: num_examples // slices, 0] // slices for column in np.split(drawn, slices, axis=1)]
+    assert not any(np.array_equal(orders[0], other) for other in orders[1:]) or num_examples == slices
 
 
 def test_fixed_for_ever():
