@@ -85,20 +85,29 @@ def warp(images: Array, labels: Array) -> Array:
   batch = len(images)
   if jnp.shape(labels) != (batch, NUM_LABELS):
     raise ValueError(f"labels must be [{batch}, {NUM_LABELS}] for {batch} images, got shape {list(jnp.shape(labels))}")
-  images, labels = jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.float32)
-  for label, axis in ((0, 2), (1, 1)):
-    images = jnp.where(labels[:, label, None, None, None] > 0.5, jnp.flip(images, axis), images)
-
-  moves = jnp.any(labels[:, 2:] != 0, axis=1)
-  first = jnp.argsort(~moves)  # the images that move, then the others
+  images, labels = flip(jnp.asarray(images, jnp.float32), labels), jnp.asarray(labels, jnp.float32)
+  moving = moves(labels)
+  first = jnp.argsort(~moving)  # the images that move, then the others
   size = min(batch, _CHUNK)
 
   def resample_chunk(k, out):
     rows = jax.lax.dynamic_slice_in_dim(first, k * size, size)
-    moved = jnp.where(moves[rows, None, None, None], _resample(images[rows], labels[rows]), images[rows])
+    moved = jnp.where(moving[rows, None, None, None], _resample(images[rows], labels[rows]), images[rows])
     return out.at[rows].set(moved, unique_indices=True)
 
-  return jax.lax.fori_loop(0, (moves.sum() + size - 1) // size, resample_chunk, images)
+  return jax.lax.fori_loop(0, (moving.sum() + size - 1) // size, resample_chunk, images)
+
+
+def flip(images: Array, labels: Array) -> Array:
+  """The flips of `warp` alone, which are their own inverse: images [B, H, W, C] by their labels [B, 9]."""
+  for label, axis in ((0, 2), (1, 1)):
+    images = jnp.where(labels[:, label, None, None, None] > 0.5, jnp.flip(images, axis), images)
+  return images
+
+
+def moves(labels: Array) -> Array:
+  """Whether `warp` does more than to flip the images with these labels [B, 9]: [B] booleans."""
+  return jnp.any(labels[:, 2:] != 0, axis=1)
 
 
 def _draw(key, probability):
