@@ -14,7 +14,8 @@ _POSITIVE = (
   "optimizer.epsilon", "optimizer.loss_scale", "ema.half_life_images", "train.batch_size", "train.num_steps",
   "train.accumulation", "train.updates_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
   "train.keep_best", "train.score_images", "train.sample_every", "train.max_skipped", "sampling.num_steps",
-  "sampling.snr", "sampling.rho", "sampling.power", "dpdm.score_steps", "condition.upsample",
+  "sampling.snr", "sampling.rho", "sampling.power", "dpdm.score_steps", "condition.upsample", "dddm.num_steps",
+  "dddm.in_step_iterations", "dddm.buffer_slices",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
@@ -24,6 +25,7 @@ _NOT_NEGATIVE = (
   "sampling.clip", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
   "optimizer.weight_decay", "optimizer.decay_images", "optimizer.decay_power", "optimizer.min_learning_rate",
   "ema.ramp_power", "decoupled.reconstruction_weight", "sampling.refit", "autoencoder.kl_weight", "latent.scale",
+  "dddm.metric_c", "dddm.num_examples",
 )  # fmt: skip
 
 
@@ -80,6 +82,8 @@ def check(config: ConfigDict, device_count: int | None = None):
   else:
     _check_sampling(config)
   _check_latent(config)
+  if config.method == "dddm":
+    _check_dddm(config, device_count)
   train = config.train
   for field in ("log_every", "checkpoint_every", "sample_every", "num_steps"):
     if train[field] % train.updates_per_call:
@@ -191,6 +195,33 @@ def check_guide(sampling: ConfigDict):
     raise wrong("sampling.classifier_scale", scale, "must be a number of at least 0")
   if scale and not sampling.classifier:
     raise wrong("sampling.classifier_scale", scale, "guidance without a classifier: sampling.classifier names its run")
+
+
+def _check_dddm(config: ConfigDict, device_count: int | None):
+  setting, train = config.dddm, config.train
+  choices = {
+    "conditioning": ("attention", "concat"),
+    "estimates": ("buffer", "in_step", "noise"),
+    "buffer_dtype": ("float32", "bfloat16", "float16"),
+    "buffer_memory": ("device", "host"),
+    "buffer_writes": ("estimate", "clean"),
+  }
+  for field, known in choices.items():
+    choose(f"dddm.{field}", setting[field], known)
+  if not 0 <= setting.buffer_refresh <= 1:
+    raise wrong("dddm.buffer_refresh", setting.buffer_refresh, "must be a probability in [0, 1]")
+  if setting.estimates != "buffer":
+    for field, value in default().dddm.items():
+      if field.startswith("buffer_") and setting[field] != value:
+        raise wrong(f"dddm.{field}", setting[field], f"must be {value!r} for dddm.estimates = {setting.estimates!r}")
+    return
+  if device_count and setting.buffer_slices % device_count:
+    raise wrong("dddm.buffer_slices", setting.buffer_slices, f"must be a multiple of {device_count} devices")
+  if train.batch_size % setting.buffer_slices:
+    expected = f"must be a multiple of dddm.buffer_slices ({setting.buffer_slices})"
+    raise wrong("train.batch_size", train.batch_size, expected)
+  if setting.buffer_memory == "host" and train.updates_per_call > 1:
+    raise wrong("train.updates_per_call", train.updates_per_call, "must be 1 for dddm.buffer_memory = 'host'")
 
 
 def _check_unsampled(config: ConfigDict):

@@ -118,6 +118,7 @@ def default() -> ConfigDict:
   c.dddm.buffer_refresh = 0.0  # probability that a visit sees fresh noise in place of the stored estimate
   c.dddm.consistency_weight = False  # the published code's loss w·d(f, x_0) + (1 − w)·d(f, x̄_0), w = 1/(epoch + 1)
   c.dddm.num_examples = 0  # of the data; 0: as they are found when a run starts
+  c.dddm.fingerprint = ""  # of the data; "": as they are found when a run starts
 
   c.lpips = ConfigDict()  # the perceptual distance of dddm.metric and decoupled.reconstruction_lpips
   c.lpips.weights = ()  # files of PyTorch: VGG16's (vgg16-397923af.pth) and those of LPIPS's linear layers (vgg.pth)
@@ -208,6 +209,17 @@ def default() -> ConfigDict:
   c.sampling.switch = 0  # of dual_output: this many steps by the image head alone, the others by the noise head alone
   c.lock()
   return c
+
+
+def slices(config: ConfigDict) -> int:
+  """The number of parts in which a run remembers its examples, see training/memory.py; 1 of one that does not."""
+  buffered = config.method == "dddm" and config.dddm.estimates == "buffer"
+  return config.dddm.buffer_slices if buffered else 1
+
+
+def on_host(config: ConfigDict) -> bool:
+  """Whether what a run remembers of its examples lies in the memory of the hosts."""
+  return config.method == "dddm" and config.dddm.estimates == "buffer" and config.dddm.buffer_memory == "host"
 
 
 def decay_images(config: ConfigDict) -> int:

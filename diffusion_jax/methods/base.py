@@ -19,8 +19,9 @@ from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Key, Params
 
 _ARCHITECTURES = {"ddpmpp": unet.ddpmpp, "ncsnpp": unet.ncsnpp, "adm": unet.adm}
-# Streams of an example's key that this module draws from; a method's own have the numbers from OWN_STREAMS on.
-_TIME, _NOISE, _LABEL, _AUGMENT, _DROPOUT = range(5)
+# Streams of an example's key that this module draws from; a method's own have the numbers from OWN_STREAMS on. AUGMENT
+# also decides which images data.flip mirrors.
+_TIME, _NOISE, _LABEL, AUGMENT, _DROPOUT = range(5)
 OWN_STREAMS = 5
 
 
@@ -41,6 +42,7 @@ class Method(NamedTuple):
       takes n steps, in their order.
     initial: roles of the networks that config.init_from gives its weights to.
     weight: of a method that has one: noise levels -> λ(σ), of the same shape, by which its loss weighs ‖x̂_0 − x_0‖².
+    remember: of a method that remembers its examples: key -> TrainState.buffer before the first update.
     encode: of a run with a task: (variables, condition [B, h, w, c] in [−1, 1]) -> cond["condition"] for denoise, which
       takes the condition itself too. None for a run without.
   """
@@ -55,12 +57,11 @@ class Method(NamedTuple):
   initial: tuple[str, ...] = ("net",)
   weight: Callable | None = None
   encode: Callable | None = None
+  remember: Callable | None = None
 
 
-def network_from_config(
-  config, heads: tuple[tuple[str, int], ...], decoders: int = 1, branch: bool = False
-) -> unet.UNet | conditional.Conditional:
-  """The U-Net of config.network with the given heads; `decoders` and `branch` are the U-Net's.
+def network_from_config(config, heads: tuple[tuple[str, int], ...], **more) -> unet.UNet | conditional.Conditional:
+  """The U-Net of config.network with the given heads; `more` are fields of the U-Net that a method sets.
 
   With a task it comes with the encoder of config.condition.
 
@@ -74,19 +75,19 @@ def network_from_config(
   try:
     network = make(
       heads=heads,
-      decoders=decoders,
-      branch=branch,
       resolution=config.data.resolution,
       num_classes=config.data.num_classes,
       augment_dim=augment.NUM_LABELS if config.data.augment else 0,
       context=context,
       cross_attention=config.condition.cross_attention,
       **fields,
+      **more,
     )
   except ValueError as error:
     message = f"config.{error}".replace("network.resolution", "data.resolution")
     message = message.replace("resolutions of network.context", "resolutions at which a condition is joined")
-    raise config_lib.ConfigError(message.replace("network.cross_attention", "condition.cross_attention")) from None
+    message = message.replace("network.cross_attention", "condition.cross_attention")
+    raise config_lib.ConfigError(message.replace("network.token_", "dddm.")) from None
   if encoder is None:
     return network
   return conditional.Conditional(network, encoder, conditions.condition_shape(config))
@@ -146,14 +147,14 @@ def times_of(law: times.Law) -> Callable[[Key], Array]:
 def examples(config, batch) -> Examples:
   """A batch as a loss needs it, every example by its own key batch["key"] alone."""
   stream = functools.partial(streams, batch["key"])
-  clean = images_of(batch, stream(_AUGMENT), config.data.flip, config.latent.scale)
-  clean, labels = augmented(clean, stream(_AUGMENT), config.data.augment)
+  clean = images_of(batch, stream(AUGMENT), config.data.flip, config.latent.scale)
+  clean, labels = augmented(clean, stream(AUGMENT), config.data.augment)
   eps = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(stream(_NOISE))
   cond = {
     "label": labels_of(batch, stream(_LABEL), config),
     "augment": labels,
     "dropout": stream(_DROPOUT),
-    "condition": condition_of(batch, stream(_AUGMENT), config.data.flip),
+    "condition": condition_of(batch, stream(AUGMENT), config.data.flip),
   }
   return Examples(clean, eps, cond)
 

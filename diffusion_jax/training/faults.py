@@ -118,7 +118,7 @@ def diverged(
     updates = []
     for k in range(max(step - count, step - config.train.max_skipped), step):
       slots = list(range(size))
-      examples = batching.indices(config.seed, k, size, num_examples).tolist()
+      examples = batching.indices(config.seed, k, size, num_examples, config_lib.slices(config)).tolist()
       updates.append({"step": k, "examples": examples, "slots": slots})
       if method.times is not None:
         levels = method.times(state_lib.example_keys(key, k, jax.numpy.arange(size)))

@@ -16,7 +16,18 @@ from diffusion_jax import guidance, latent, mesh, methods, sampling
 from diffusion_jax.data import batching, latents, sources
 from diffusion_jax.evaluation import images as images_lib
 from diffusion_jax.methods import conditions
-from diffusion_jax.training import autoencoders, classifiers, faults, parallel, scores, start, update, warm, writers
+from diffusion_jax.training import (
+  autoencoders,
+  classifiers,
+  faults,
+  memory,
+  parallel,
+  scores,
+  start,
+  update,
+  warm,
+  writers,
+)
 from diffusion_jax.training import checkpoint as checkpoint_lib
 from diffusion_jax.training import state as state_lib
 
@@ -58,20 +69,24 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
       if jax.process_index() == 0:  # two would take the temporary file from each other
         checkpoint_lib.write_config(workdir, config)
       checkpoints = stack.enter_context(contextlib.closing(checkpoint_lib.Checkpoints(workdir, config)))
+    where = start.shardings(config, layout, run.shapes)
     if checkpoints.latest_step() is None:
       measure_data(config, source)
-      fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-      create = lambda: start.create_state(method, config)
-      state = jax.jit(create, out_shardings=layout.shardings(run.shapes), compiler_options=fast)()
+      state = start.make_state(method, config, where)
       if run.initial is not None:
         state = warm.take(state, run.initial)
         with saving():
           warm.report(run.initial, config, workdir)
     else:
-      state = checkpoints.restore(parallel.template(layout, run.shapes))
+      state = checkpoints.restore(parallel.placed(run.shapes, where))
       logging.warning("resumed from step %d", parallel.first(state.step)[0])
     run = run._replace(initial=None)
     first = step = int(parallel.first(state.step)[0])
+    slots, slices = parallel.host_slots(config.train.batch_size), config_lib.slices(config)
+    hosts = None  # what remembers the examples, where that is not the devices
+    if config_lib.on_host(config):
+      hosts = memory.OnHost(state.buffer["estimate"], slices, first)
+      state = state.replace(buffer=start.nothing_written(config, layout))
     state = layout.lay(state)
     watchdog.beat("the first state")
 
@@ -85,9 +100,14 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
       data = layout.everywhere(sources.everything(source))
       source = sources.Numbers(len(source))
       run = run._replace(source=source)
-    read = lambda k: batching.batch(source, config.seed, k, size, *parallel.host_slots(size))
+    read = lambda k: batching.batch(source, config.seed, k, size, *slots, slices)
+    if hosts:
+      examples, index = read, lambda k: batching.indices(config.seed, k, size, len(source), slices)[slice(*slots)]
+      read = lambda k: {**examples(k), "stored": hosts.take(k, index(k))}
     make_batch = lambda k: layout.split([read(k + i) for i in range(per_call)])
     batches = stack.enter_context(contextlib.closing(batching.prefetch(make_batch, range(first, num_steps, per_call))))
+    if hosts:  # closed before the batches, which may wait for it
+      stack.enter_context(contextlib.closing(hosts))
     key = start.train_key(config)
     with saving():
       writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, config, jax.process_index() == 0)))
@@ -107,6 +127,12 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
             raise faults.diverged(
               workdir, config, method, len(source), bad, int(counts[last]), checkpoints.latest_step()
             )
+
+    def whole_state(gather):
+      """The state as `gather` gives it, with all that is remembered of the examples."""
+      if not hosts:
+        return gather(state)
+      return gather(state.replace(buffer={})).replace(buffer={"estimate": hosts.whole(step - 1)})
 
     def look(step: int, done: str = ""):
       """Scores and draws the averaged network, where that is due and not done; all hosts take part."""
@@ -132,6 +158,8 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
       tracing(step, state)
       batch = writer.timed(lambda: next(batches))
       state, skipped = update_call(state, batch, key, data)
+      if hosts:
+        hosts.put(step, index(step), state.buffer["written"])
       step += per_call
       pending.append((step, skipped))
       settle(_CALLS_AHEAD)
@@ -145,14 +173,14 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
         settle()
         with saving():
           writer.flush()
-        checkpoints.save(layout.gather(state), step)
+        checkpoints.save(whole_state(layout.gather), step)
         watchdog.beat(f"the checkpoint of step {step}")
       if stopping:
         logging.warning("stopped by SIGTERM at step %d; saved", step)
         break
       look(step)
     settle()
-    return layout.whole(state)
+    return whole_state(layout.whole)
 
 
 def _due(every: int, step: int, num_steps: int) -> bool:
@@ -189,6 +217,8 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
   config_lib.check(config, layout.mesh.size)
   initial = warm.load(config, workdir)
   config = latents.resolve(warm.resolve(config, initial, workdir))
+  source = sources.from_config(config)
+  config = memory.resolve(config, source, layout.mesh)
   method = methods.from_config(config, layout.axis_name)
   if initial is not None:
     initial = warm.fit(initial, method, config)
@@ -198,7 +228,6 @@ def prepare(config, workdir, layout: parallel.Layout | None = None) -> Prepared:
     sampling.schedule_of(config.sampling, method)
     sampling.ratio_of(config.sampling, method)
     classifier, decoder = classifiers.from_config(config), autoencoders.from_config(config)
-  source = sources.from_config(config)
   conditions.check(config, source)
   checkpoint_lib.check_workdir(workdir, config, checkpoint_lib.has_checkpoint(workdir))
   score = scores.InTraining(config, method, classifier, decoder) if config.train.score_every else None

@@ -5,6 +5,9 @@
   fsdp  the same, with parameters, averages and optimizer split too: a device keeps 1/n of them; parameters are whole
         while it computes
 
+In every layout each device keeps its own slices of what a run remembers of its examples (TrainState.buffer), and no
+other device ever sees them.
+
 A run's state has two forms. The one that `run` takes and gives, here called laid, is the layout's own. The other, whole
 or split `jax.Array`s under `shardings`, is what is made first, saved and restored; so a checkpoint of any layout on any
 number of devices opens in any other.
@@ -23,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax import config as config_lib
 from diffusion_jax.mesh import AXIS, batch_sharding
 from diffusion_jax.training import update
+from diffusion_jax.training.state import TrainState
 
 _SPLIT_FROM = 2**12  # smaller arrays are not worth splitting
 
@@ -63,7 +67,7 @@ class Layout(Protocol):
     """The shapes of what `everywhere` gives."""
 
   def whole(self, tree):
-    """What is laid, as NumPy arrays on every host; all hosts must call it."""
+    """What is laid, as NumPy arrays on every host; all hosts must call it. Of a buffer a host gets its own slices."""
 
   def compile(self, step: Callable, updates_per_call: int = 1) -> Callable:
     """step(state, batch, key) -> state, compiled for all devices.
@@ -83,8 +87,27 @@ def from_config(name: str) -> Layout:
 
 def template(layout: Layout, shapes):
   """Shapes and types with the layout's shardings, into which a checkpoint is restored."""
+  return placed(shapes, layout.shardings(shapes))
+
+
+def placed(shapes, shardings):
+  """Shapes and types with shardings."""
   place = lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
-  return jax.tree.map(place, shapes, layout.shardings(shapes))
+  return jax.tree.map(place, shapes, shardings)
+
+
+def _by_part(shared: Callable, sliced: Callable, tree, *rest):
+  """Maps the leaves of a tree; those of a state's buffer, which is split by slices, by a function of their own."""
+  if not isinstance(tree, TrainState):
+    return jax.tree.map(shared, tree, *rest)
+  mapped = jax.tree.map(shared, *(state.replace(buffer={}) for state in (tree, *rest)))
+  return mapped.replace(buffer=jax.tree.map(sliced, *(state.buffer for state in (tree, *rest))))
+
+
+def _own_slices(x) -> np.ndarray:
+  """This host's part of an array that is split by its first axis."""
+  shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def host_slots(batch_size: int) -> tuple[int, int]:
@@ -126,24 +149,37 @@ class Pmap:
     processes = [device.process_index for device in self.mesh.devices]
     _, firsts = np.unique(processes, return_index=True)
     self._hosts = NamedSharding(Mesh(self.mesh.devices[firsts], (AXIS,)), PartitionSpec())
+    self._slices = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
   def shardings(self, shapes):
-    """Whole, on the first device of each host."""
-    return jax.tree.map(lambda _: self._hosts, shapes)
+    """Whole, on the first device of each host; a buffer's slices on the devices that they belong to."""
+    return _by_part(lambda _: self._hosts, lambda _: self._slices, shapes)
 
   def lay(self, tree):
-    return self.everywhere(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+    def own(x):
+      shards = [shard.data[None] for shard in x.addressable_shards]
+      shape = (jax.local_device_count(), *shards[0].shape[1:])
+      return jax.make_array_from_single_device_arrays(shape, batch_sharding(), shards)
+
+    return _by_part(lambda x: self._copies(x.addressable_shards[0].data), own, tree)
 
   def laid_shapes(self, shapes):
-    sharding, count = batch_sharding(), jax.local_device_count()
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype, sharding=sharding), shapes)
+    count, sharding = jax.local_device_count(), batch_sharding()
+    shape = lambda s, *rest: jax.ShapeDtypeStruct((count, *rest), s.dtype, sharding=sharding)
+    own = lambda s: shape(s, s.shape[0] // self.mesh.size, *s.shape[1:])
+    return _by_part(lambda s: shape(s, *s.shape), own, shapes)
 
   def gather(self, tree):
     def on_hosts(x):
       one = x.addressable_shards[0].data
       return jax.make_array_from_single_device_arrays(x.shape[1:], self._hosts, [one.reshape(x.shape[1:])])
 
-    return jax.tree.map(on_hosts, tree)
+    def own(x):
+      shards = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
+      shape = (self.mesh.size * x.shape[1], *x.shape[2:])
+      return jax.make_array_from_single_device_arrays(shape, self._slices, shards)
+
+    return _by_part(on_hosts, own, tree)
 
   def split_shapes(self, batch, updates_per_call=1):
     count, several = jax.local_device_count(), () if updates_per_call == 1 else (updates_per_call,)
@@ -164,14 +200,17 @@ class Pmap:
     return jax.tree.map(lay, *batches)
 
   def everywhere(self, tree):
-    sharding, count = batch_sharding(), jax.local_device_count()
-    return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(np.asarray(x), (count, *np.shape(x))), sharding), tree)
+    return jax.tree.map(self._copies, tree)
+
+  def _copies(self, x):
+    return jax.device_put(np.broadcast_to(np.asarray(x), (jax.local_device_count(), *np.shape(x))), batch_sharding())
 
   def everywhere_shapes(self, shapes):
     return self.laid_shapes(shapes)
 
   def whole(self, tree):
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+    one = lambda x: np.asarray(x.addressable_shards[0].data)[0]
+    return _by_part(one, lambda x: np.concatenate(list(_own_slices(x))), tree)
 
   def compile(self, step, updates_per_call=1):
     call = _calls(step, updates_per_call)
@@ -188,11 +227,12 @@ class Jit:
     self.mesh = Mesh(_devices() if devices is None else np.array(devices), (AXIS,))
     self._split_state = split_state
     self._whole = NamedSharding(self.mesh, PartitionSpec())
+    self._slices = NamedSharding(self.mesh, PartitionSpec(AXIS))
     self._copy = jax.jit(lambda x: x, out_shardings=self._whole)
 
   def shardings(self, shapes):
     """Whole on each device; with split_state the longest axis that the devices divide is split, of large arrays."""
-    return jax.tree.map(self._sharding, shapes)
+    return _by_part(self._sharding, lambda _: self._slices, shapes)
 
   def _sharding(self, shape) -> NamedSharding:
     count = self.mesh.size
@@ -230,7 +270,7 @@ class Jit:
 
   def whole(self, tree):
     one = lambda x: x if x.is_fully_replicated else self._copy(x)  # array by array: never more than one is whole
-    return jax.tree.map(lambda x: np.asarray(one(x).addressable_shards[0].data), tree)
+    return _by_part(lambda x: np.asarray(one(x).addressable_shards[0].data), _own_slices, tree)
 
   def compile(self, step, updates_per_call=1):
     call = _calls(step, updates_per_call)

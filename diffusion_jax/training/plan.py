@@ -55,8 +55,10 @@ def description(run: loop.Prepared) -> list[str]:
   per_device = train.batch_size // len(devices)
   seen = train.num_steps * train.batch_size
   parts = f", in {train.accumulation} parts of {per_device // train.accumulation}" if train.accumulation > 1 else ""
-  shapes = run.shapes
+  shapes = start.in_update(config, run.shapes)
   whole = {"parameters": _bytes(shapes.params), "averages": _bytes(shapes.ema), "optimizer": _bytes(shapes.opt_state)}
+  if shapes.buffer:
+    whole["estimates"] = _bytes(shapes.buffer)
   share = sum(
     math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(run.layout.shardings(shapes)))
@@ -92,7 +94,7 @@ def compiled(run: loop.Prepared) -> list[str]:
   call = layout.compile(update.windowed(run.method.update, train.log_every), train.updates_per_call)
   key = jax.eval_shape(lambda: start.train_key(run.config))
   begin = time.perf_counter()
-  program = call.lower(layout.laid_shapes(run.shapes), batch, key, data).compile()
+  program = call.lower(layout.laid_shapes(start.in_update(run.config, run.shapes)), batch, key, data).compile()
   lines = [f"compilation  {time.perf_counter() - begin:.1f} s"]
   try:
     stats = program.memory_analysis()

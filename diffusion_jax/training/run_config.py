@@ -54,9 +54,10 @@ FREE = (
   "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.keep_best",
   "train.sample_every", "train.score_every", "train.score_images", "train.score_inception", "network.remat",
   "data.path", "data.data_dir", "data.cache", "task.path", "hang_timeout", "latent.autoencoder", "sampling.",
+  "dddm.buffer_memory",
 )  # fmt: skip
 # What a run's own config has from its data, where it was left to them.
-MEASURED = ("latent.scale", "latent.sha256")
+MEASURED = ("latent.scale", "latent.sha256", "dddm.num_examples", "dddm.fingerprint")
 
 
 def is_free(field: str) -> bool:
@@ -81,6 +82,9 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
       free = False  # made from the images, or read from files
     free |= started and field.startswith(("init_", "condition.weights")) or field in MEASURED and not new[field]
     free |= field == "optimizer.decay_images"
+    if old[field] != new[field] and not free and field in ("dddm.num_examples", "dddm.fingerprint"):
+      expected = f"config.{field} was {old[field]!r}, it is {new[field]!r}"
+      raise WorkdirError(f"--workdir={workdir} holds estimates of other data, example by example: {expected}")
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
   before, now = (config_lib.decay_images(c) for c in (as_config(old), config))

@@ -21,6 +21,8 @@ class TrainState:
     skipped: updates skipped because loss or gradient was not finite, int32.
     skipped_in_row: those since the last good one, int32.
     window: sums of the metrics since the last log line, and their number.
+    buffer: what the method remembers of every example, arrays [slices, rows, ...] that are split over the devices by
+      their first axis, see training/memory.py; {} of most methods.
   """
 
   step: Array
@@ -30,6 +32,7 @@ class TrainState:
   skipped: Array
   skipped_in_row: Array
   window: dict[str, Array] = flax.struct.field(default_factory=dict)
+  buffer: dict[str, Array] = flax.struct.field(default_factory=dict)
 
 
 def create(params: dict[str, Params], opt_state: dict[str, Any], averaged: str = "net") -> TrainState:

@@ -102,7 +102,8 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
   """((loss, metrics), gradients), averaged over the batch, in `accumulation` parts to save memory.
 
   Args:
-    loss: (params, batch) -> (mean loss, metrics), both means over the batch.
+    loss: (params, batch) -> (mean loss, metrics), both means over the batch; or (mean loss, metrics, kept), where kept
+      is a pytree of [B, ...], a value an example, which then is returned too: ((loss, metrics, kept), gradients).
     params: what to differentiate by.
     batch: pytree of [B, ...].
     accumulation: number of equal parts of the batch that pass one after another.
@@ -111,8 +112,8 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
   split = _PARAMETERS_SPLIT[-1][1] if _PARAMETERS_SPLIT else lambda x: x
 
   def scaled(params, batch):
-    value, metrics = loss(whole(params), batch)
-    return scale * value, (value, metrics)
+    value, metrics, *kept = loss(whole(params), batch)
+    return scale * value, (value, metrics, *kept)
 
   def part_value_and_grad(params, batch):
     (_, out), grads = jax.value_and_grad(scaled, has_aux=True)(params, batch)
@@ -122,11 +123,22 @@ def value_and_grad(loss: Callable, params: Params, batch, accumulation: int = 1,
     return part_value_and_grad(params, batch)
   # Part i has the examples i, i + accumulation, …: where a batch lies split over devices, so does each part.
   parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
-  shapes = jax.eval_shape(part_value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
+
+  def means_and_kept(part):
+    (value, metrics, *kept), grads = part_value_and_grad(params, part)
+    return ((value, metrics), grads), kept
+
+  shapes, _ = jax.eval_shape(means_and_kept, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  body = lambda total, part: (jax.tree.map(jnp.add, total, part_value_and_grad(params, part)), None)
-  total, _ = jax.lax.scan(body, zeros, parts, unroll=loop_unroll(accumulation))
-  return jax.tree.map(lambda x: x / accumulation, total)
+
+  def body(total, part):
+    means, kept = means_and_kept(part)
+    return jax.tree.map(jnp.add, total, means), kept
+
+  total, kept = jax.lax.scan(body, zeros, parts, unroll=loop_unroll(accumulation))
+  (value, metrics), grads = jax.tree.map(lambda x: x / accumulation, total)
+  kept = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), kept)  # in the batch's order
+  return (value, metrics, *kept), grads
 
 
 def loop_unroll(length: int) -> int:

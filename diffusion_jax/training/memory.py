@@ -1,0 +1,215 @@
+"""What a run remembers of every example between its visits: TrainState.buffer.
+
+    buffer [S, ⌈N/S⌉, ...],   example i lies in slice i mod S, row ⌊i/S⌋                                      (1)
+
+Every slice lies on one device, and batches are drawn so that a device meets the examples of its own slices alone
+(data/batching.py), in as many slots for each slice. So an update reads and writes its device's part in place, and
+nothing passes between devices. The number of slices belongs to the run, that of devices may change.
+
+A buffer too large for the devices lies on the hosts (`OnHost`): a batch then comes with what is remembered of its
+examples, the update leaves what is to be written in TrainState.buffer, and a thread writes it while the next runs.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.data import cache, identity
+from diffusion_jax.data.base import Source
+from diffusion_jax.mesh import AXIS
+from diffusion_jax.types import Array, Key
+
+
+def create(key: Key, num_examples: int, slices: int, shape: tuple[int, ...], dtype) -> Array:
+  """Equation (1) filled from N(0, I), each example by its own number: [slices, ⌈num_examples/slices⌉, *shape].
+
+  Drawn row by row: nothing else of the buffer's size is ever held. Where slices do not divide the examples, the last
+  row has places that no example has.
+  """
+  rows = -(-num_examples // slices)
+  draw = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape).astype(dtype))
+
+  def fill(row, buffer):
+    return jax.lax.dynamic_update_index_in_dim(buffer, draw(slices * row + jnp.arange(slices)), row, 1)
+
+  return jax.lax.fori_loop(0, rows, fill, jnp.zeros((slices, rows, *shape), dtype))
+
+
+def check(index: Array, num_examples: int, slices: int, own: int):
+  """Raises IndexError where `read` or `write` would find another example's place; what is traced is not looked at.
+
+  Args:
+    index: [B] numbers of examples.
+    num_examples: N.
+    slices: S.
+    own: how many of the slices lie here.
+  """
+  if isinstance(index, jax.core.Tracer):
+    return
+  index = np.asarray(index)
+  if index.size and not 0 <= index.min() <= index.max() < num_examples:
+    raise IndexError(f"index must lie in [0, {num_examples}), the examples, got {index.min()} to {index.max()}")
+  if len(index) % own or (index.reshape(own, -1) % slices != (index[:1] + np.arange(own))[:, None] % slices).any():
+    raise IndexError(f"index must hold examples of {own} slices (i mod {slices}) in their order, got {index.tolist()}")
+
+
+def read(buffer: Array, index: Array, slices: int) -> Array:
+  """What is remembered of a batch.
+
+  Args:
+    buffer: this device's slices, or all, of equation (1).
+    index: [B] numbers of the examples, as many of each of these slices, in the slices' order.
+    slices: S.
+
+  Returns:
+    [B, ...] in the buffer's type.
+  """
+  return jax.vmap(lambda part, row: part[row])(buffer, _rows(buffer, index, slices)).reshape(-1, *buffer.shape[2:])
+
+
+def write(buffer: Array, index: Array, slices: int, values: Array) -> Array:
+  """The buffer with values [B, ...] where `read` took them from; of an example twice in a batch the last one."""
+  rows = _rows(buffer, index, slices)
+  values = values.astype(buffer.dtype).reshape(*rows.shape, *buffer.shape[2:])
+  again = jnp.triu(rows[:, :, None] == rows[:, None, :], 1).any(-1)  # [slices, slots]: it comes once more, later
+  rows = jnp.where(again, buffer.shape[1], rows)
+  return jax.vmap(lambda part, row, value: part.at[row].set(value, mode="drop"))(buffer, rows, values)
+
+
+def _rows(buffer: Array, index: Array, slices: int) -> Array:
+  """⌊i/S⌋ of each example, [slices of the buffer, slots]."""
+  return (index // slices).reshape(buffer.shape[0], -1)
+
+
+def host_sharding() -> NamedSharding:
+  """Where a buffer on the hosts lies when it is made, saved and restored: the slices of each in its own memory."""
+  firsts = {}
+  for device in sorted(jax.devices("cpu"), key=lambda device: device.id):
+    firsts.setdefault(device.process_index, device)
+  return NamedSharding(Mesh(np.array([firsts[i] for i in sorted(firsts)]), (AXIS,)), PartitionSpec(AXIS))
+
+
+class OnHost:
+  """This host's slices of a buffer, in its own memory; equal, update by update, to one on the devices.
+
+  Batches are made ahead, in a thread of their own, and updates run behind: `take` waits until what it reads has been
+  written.
+  """
+
+  def __init__(self, buffer: Array, slices: int, first_step: int):
+    """
+    Args:
+      buffer: equation (1) under `host_sharding`; copied.
+      slices: S.
+      first_step: the first step whose batch is taken.
+    """
+    (shard,) = buffer.addressable_shards
+    self._first, self._slices, self._sharding = shard.index[0].start or 0, slices, buffer.sharding
+    self._held = np.array(shard.data)  # [own slices, rows, ...]
+    self._taken = np.full(self._held.shape[:2], first_step - 1)  # the last step that took a place
+    self._written, self._trouble = first_step - 1, None  # the last step whose values are here
+    self._change = threading.Condition()
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="memory")
+
+  def take(self, step: int, index: np.ndarray) -> np.ndarray:
+    """What is remembered of this host's examples [n] of a step, [n, ...]; steps come in order."""
+    place = self._places(index)
+    with self._change:
+      last = self._taken[place].max()
+      self._change.wait_for(lambda: self._trouble is not None or self._written >= last)
+      if self._trouble is not None:
+        raise self._trouble
+      self._taken[place] = step
+      return self._held[place]
+
+  def put(self, step: int, index: np.ndarray, values: Array):
+    """Writes values [.., n, ...] of a step's update, when they are there; steps come in order. Returns at once."""
+    shards = [shard.data.copy() for shard in sorted(values.addressable_shards, key=lambda s: s.index[0].start or 0)]
+    self._pool.submit(self._write, step, index, shards)  # copies: the update's own go into the next one
+
+  def _write(self, step, index, shards):
+    try:
+      values = np.concatenate([np.asarray(shard).reshape(-1, *self._held.shape[2:]) for shard in shards])
+      with self._change:
+        self._held[self._places(index)] = values  # of equal places the last value stands
+        self._written = step
+        self._change.notify_all()
+    except Exception as error:  # whatever the update raised; the next `take` or `whole` raises it
+      self._stop(error)
+
+  def _stop(self, error: Exception):
+    with self._change:
+      self._trouble = self._trouble or error
+      self._change.notify_all()
+
+  def whole(self, step: int) -> Array:
+    """The buffer after a step whose values have been put, under `host_sharding`; a copy."""
+    with self._change:
+      self._change.wait_for(lambda: self._trouble is not None or self._written >= step)
+      if self._trouble is not None:
+        raise self._trouble
+      return jax.make_array_from_process_local_data(self._sharding, self._held.copy())
+
+  def close(self):
+    """Ends the thread, and every `take` that waits."""
+    self._stop(RuntimeError("the run has ended"))
+    self._pool.shutdown(cancel_futures=True)
+
+  def _places(self, index):
+    index = np.asarray(index)
+    return index % self._slices - self._first, index // self._slices
+
+
+def resolve(config: ConfigDict, source: Source, mesh: Mesh) -> ConfigDict:
+  """The config with what dddm.num_examples and dddm.fingerprint leave to the data; itself for one without a buffer.
+
+  Args:
+    config: a run's.
+    source: its data.
+    mesh: the devices that the buffer will lie on.
+
+  Raises:
+    ConfigError: the data are others than the config's, or the buffer is larger than the memory.
+  """
+  if (config.method, config.dddm.estimates) != ("dddm", "buffer"):
+    return config
+  known = {"num_examples": len(source), "fingerprint": _fingerprint(config.data)}
+  for field, found in known.items():
+    if config.dddm[field] not in (type(found)(), found):
+      raise config_lib.wrong(f"dddm.{field}", config.dddm[field], f"the data have {found!r}: they have changed")
+  config = config.copy_and_resolve_references()
+  config.dddm.update(known)
+  _check_size(config, source, mesh)
+  return config
+
+
+def _fingerprint(data: ConfigDict) -> str:
+  """Sixteen hexadecimal digits that are others for other data."""
+  which = [data.name, data.split, *([identity.of_path(data.name, data.path)] if data.path else [])]
+  return hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
+
+
+def _check_size(config: ConfigDict, source: Source, mesh: Mesh):
+  """Raises ConfigError for a buffer that does not fit, while nothing of it is there."""
+  setting, local = config.dddm, [device for device in mesh.devices.flat if device in jax.local_devices()]
+  if not local:  # described devices: the compiler says what they need
+    return
+  rows = -(-len(source) // setting.buffer_slices)
+  total = setting.buffer_slices * rows * math.prod(source.image_shape) * jnp.dtype(setting.buffer_dtype).itemsize
+  share, where = total * len(local) / mesh.size, f"on the {len(local)} devices of a host"
+  room = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
+  if setting.buffer_memory == "host" or not all(room):
+    room, where = [cache.available_memory()], "on a host"
+  if room[0] and share > sum(room):
+    less = "dddm.buffer_dtype = 'float16', dddm.buffer_memory = 'host', more devices, or dddm.estimates = 'in_step'"
+    expected = f"the estimates of {len(source):,} images take {share / 1e9:.3g} GB {where}, which has "
+    raise config_lib.wrong("dddm.estimates", "buffer", f"{expected}{sum(room) / 1e9:.3g} GB; {less} need less")
