@@ -5,7 +5,8 @@
     ε̂' = ε̂ − s·σ·g,  x̂_0' = x̂_0 + s·σ²/α·g,  g = ∇_x log p(y|x_t, t)      (Dhariwal & Nichol 2021, Alg. 2)   (3)
 
 In (1) both members of the pair are combined with the same weight, and (2) and (3) keep m(ĉ, t) + σ(t)·ε̂, so a
-consistent pair stays one. With s = 1, (3) makes of the exact pair of x_0 that of x_0 given y.
+consistent pair stays one. With s = 1, (3) makes of the exact pair of x_0 that of x_0 given y. Guided denoisers take the
+previous estimate where the given ones do, DDDM's.
 """
 
 from collections.abc import Callable
@@ -29,8 +30,8 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, scale) -> Deno
     scale: w, a number; 0 is unconditional, 1 conditional, above 1 guided. May be traced.
   """
 
-  def denoise(x, t):
-    cond, uncond = conditional(x, t), unconditional(x, t)
+  def denoise(x, t, *previous):
+    cond, uncond = conditional(x, t, *previous), unconditional(x, t, *previous)
     return Prediction(
       uncond.clean + scale * (cond.clean - uncond.clean),
       uncond.eps + scale * (cond.eps - uncond.eps),
@@ -82,9 +83,9 @@ def classifier(denoise: Denoise, log_prob: LogProb, process: Gaussian, scale) ->
     scale: s, a number; 0 is unguided. May be traced.
   """
 
-  def guided(x, t):
+  def guided(x, t, *previous):
     t = as_time(t)
-    pred = denoise(x, t)
+    pred = denoise(x, t, *previous)
     spent = process.alpha(t) * MAX_NOISE_LEVEL <= process.sigma(t)
     asked = jnp.where(spent, process.inverse(MAX_NOISE_LEVEL), t)
     gradient = scale * jax.grad(lambda x: jnp.sum(log_prob(x, asked)))(x)
@@ -132,8 +133,8 @@ def threshold(denoise: Denoise, process: Process, limit) -> Denoise:
     limit: positive number; may be traced.
   """
 
-  def clipped(x, t):
-    pred = denoise(x, t)
+  def clipped(x, t, *previous):
+    pred = denoise(x, t, *previous)
     clean = process.recode(pred.clean, jnp.clip(process.decode(pred.clean), -limit, limit))
     moved = process.signal(pred.clean, t) - process.signal(clean, t)
     return pred._replace(clean=clean, eps=pred.eps + moved / like(process.sigma(as_time(t)), x))

@@ -231,6 +231,23 @@ def paper_task(row: str, task: str, images: dict, latents: str, size: int, netwo
   return c
 
 
+def set_dddm(config: ConfigDict, metric: str, attention_resolutions: tuple[int, ...], num_steps: int = 1000):
+  """Puts DDDM into a config, sampled in one iteration, with estimates in the range of images as in the published code.
+
+  The learning rate is constant from the first image on.
+
+  Args:
+    config: changed in place.
+    metric: d, of which config.dddm.metric has the choices.
+    attention_resolutions: at which blocks attend to the estimate.
+    num_steps: T.
+  """
+  config.method = "dddm"
+  config.dddm.update(num_steps=num_steps, metric=metric, attention_resolutions=attention_resolutions)
+  config.optimizer.warmup_images = 0
+  config.sampling.update(sampler="dddm", grid="dddm", num_steps=1, clip=1.0)
+
+
 def set_classifier(config: ConfigDict, process: str):
   """Makes a config that of a classifier of noisy images.
 

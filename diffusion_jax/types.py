@@ -30,7 +30,8 @@ class Prediction(NamedTuple):
   log_variance: Array | None = None
 
 
-Denoise = Callable[[Array, Array], Prediction]  # denoise(x_t [B, ...], t scalar or [B])
+# denoise(x_t [B, ...], t scalar or [B]); DDDM's also takes its previous estimate: denoise(x_t, t, x̄_0 [B, ...])
+Denoise = Callable[..., Prediction]
 
 
 def like(value: Array, x: Array) -> Array:

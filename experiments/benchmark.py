@@ -149,7 +149,7 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
     options = sampling.options_of(setting, method)
     images = sampling.sample(
       method, variables, keys, shape, grid, setting.sampler, labels, guidance, process=process,
-      ratio=sampling.ratio_of(setting, method), clip=setting.clip or None, **options,
+      ratio=sampling.ratio_of(setting, method), clip=sampling.clip_of(setting), **options,
     )
     return jax.block_until_ready(images)
 

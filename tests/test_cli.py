@@ -199,6 +199,9 @@ MISTAKES = {
   "checkpoint not there": (sample("--checkpoint={tmp}/a.pkl", "--out={tmp}/new"), ["--checkpoint={tmp}/a.pkl"]),
   "no checkpoint in it": (sample("--checkpoint={tmp}/there.png", "--out={tmp}/new"), ["--checkpoint={tmp}/there.png"]),
   "grid": (sample("--workdir={tmp}/run", "--grid=emd"), ["sampling.grid = 'emd'", "nearest: edm"]),
+  "grid of another sampler": (
+    sample("--workdir={tmp}/run", "--grid=dddm"), ["sampling.grid = 'dddm'", "another for the sampler heun"]
+  ),
   "range": (sample("--workdir={tmp}/run", "--sigma_max=0.001"), ["sampling.sigma_max = 0.001"]),
   "weights not there": (
     train("--config={tmp}/toy.py", NEW, "--config.init_from={tmp}/a.pkl"), ["config.init_from = '{tmp}/a.pkl'"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_dual_figures import ALPHA_BARS
 from test_dual_figures import drawn as data_of
-from test_figures import outcomes
+from test_figures import check_mistake, outcomes
 from training import tiny
 
 from diffusion_jax import methods, process, sampling
@@ -193,10 +193,7 @@ def test_the_images_shown_are_of_the_step_next_to_the_time(tables):
 @pytest.mark.parametrize("flags", WRONG)
 def test_a_wrong_flag_is_said_in_a_line(made, flags):
   folder, programs = made
-  code, said = programs[flags]
-  (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
-  assert code == 2 and WRONG[flags] in error and "Traceback" not in said, said
-  assert not list((folder / "wrong").glob("*"))
+  check_mistake(programs[flags], WRONG[flags], folder / "wrong")
 
 
 def test_the_network_of_this_file_is_what_its_equations_say():

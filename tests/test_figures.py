@@ -59,6 +59,14 @@ def outcomes(argvs, setup="from training import toy; toy.get_config()") -> list[
   return json.loads(done.stdout.splitlines()[-1])
 
 
+def check_mistake(outcome: tuple[int, str], message: str, out: Path):
+  """One of `outcomes` is exit code 2 and one line with the message; nothing is written into `out`."""
+  code, said = outcome
+  (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+  assert code == 2 and message in error and "Traceback" not in said, said
+  assert not list(out.glob("*"))
+
+
 def save_run(workdir, config, says=0.0):
   """A run whose network says one number."""
   with pytest.MonkeyPatch.context() as patch:
@@ -294,7 +302,5 @@ def test_the_other_divergences_are_those_of_disjoint_segments(tables, folder):
 
 @pytest.mark.parametrize("flags", WRONG)
 def test_dpdm_says_in_a_line_what_is_wrong(programs, folder, flags):
-  code, said = programs[flags]
-  (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
-  assert code == 2 and WRONG[flags] in error and "--workdir" not in error and "Traceback" not in said, said
-  assert not list((folder / "wrong").glob("*"))
+  check_mistake(programs[flags], WRONG[flags], folder / "wrong")
+  assert "--workdir" not in programs[flags][1]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from training import tiny, toy
 
-from diffusion_jax import methods, process, samplers, sampling, times
+from diffusion_jax import cli, guidance, methods, process, samplers, sampling, times
+from diffusion_jax import config as config_lib
 from diffusion_jax import parameterization as par
 from diffusion_jax.methods import base
 from diffusion_jax.training import start, state
-from diffusion_jax.types import Prediction, like
+from diffusion_jax.types import Prediction, like, normal
 
 S2 = 0.3  # variance of the exact Gaussian's data
 
@@ -323,6 +324,8 @@ def test_guidance_without_labels_is_an_error(exact):
   (("heun", "edm"), "dpdm", "dpdm"), (("heun", "edm"), "euler", "edm"), (("heun", "vp"), "euler", "vp"),
   (("heun", "vp"), "dpdm", "dpdm"), (("dpdm", "dpdm"), "heun", "edm"), (("dpdm", "dpdm"), "dpdm", "dpdm"),
   (("dpdm", "edm"), "dpdm", "edm"), (("heun", "dpdm"), "heun", "dpdm"), (("heun", "dpdm"), "ddim", "edm"),
+  (("heun", "edm"), "dddm", "dddm"), (("heun", "decoupled"), "dddm", "dddm"), (("dddm", "dddm"), "heun", "edm"),
+  (("dddm", "dddm"), "dpdm", "dpdm"), (("dddm", "dddm"), "dddm", "dddm"),
 ])  # fmt: skip
 def test_a_sampler_brings_its_grid(own, name, grid):
   """A run's own pair stays as it is, and so do all other fields and the config itself."""
@@ -330,3 +333,127 @@ def test_a_sampler_brings_its_grid(own, name, grid):
   chosen = sampling.with_sampler(config, name).sampling
   assert (chosen.sampler, chosen.grid, chosen.num_steps, chosen.sigma_min) == (name, grid, 5, 0.1)
   assert (config.sampling.sampler, config.sampling.grid) == own
+
+
+# --- DDDM: iterations at one time -------------------------------------------------------------------------------------
+
+CHAIN = process.DDPM(50, 0.1 / 50, 20 / 50)
+
+
+class Direct:
+  """f(x̄, x) = −.6·x̄ + .3·x + label/10, without a label −.2, at t = T; counts how often it is traced."""
+
+  def __init__(self):
+    self.traces = 0
+
+  def method(self):
+    return methods.Method(None, None, self.denoise, CHAIN, ("dddm",))
+
+  def denoise(self, variables, x, t, cond):
+    self.traces += 1
+    label = cond.get("label", -jnp.ones(len(x)))
+    clean = -0.6 * cond["previous"] + 0.3 * x + like(jnp.where(label < 0, -0.2, label / 10), x)
+    return Prediction(jnp.where(like(t == CHAIN.num_steps, x), clean, jnp.nan), x)
+
+
+def start_of(keys):
+  """x_T and the first estimate."""
+  x = CHAIN.prior(keys, (8, 8, 1), 50.0)
+  return np.asarray(x, float), np.asarray(normal(keys, 0, (8, 8, 1)), float)
+
+
+def iterated(keys, n, bias, clamp):
+  """[n+1, B, H, W, C]: what n iterations come to, in float64 NumPy."""
+  x, image = start_of(keys)
+  out = [image]
+  for _ in range(n):
+    out.append(np.clip(-0.6 * out[-1] + 0.3 * x + bias, -clamp, clamp))
+  return np.stack(out)
+
+
+DIRECT = dict(sampler="dddm", grid="dddm", clip=1.0)
+
+
+@pytest.mark.parametrize("fields, n, bias, clamp", [
+  ({"num_steps": 1}, 1, None, 1.0), ({"num_steps": 5, "clip": 0.4}, 5, None, 0.4),
+  ({"num_steps": 5, "clip": 0.0}, 5, None, np.inf), ({"num_steps": 3, "guidance": 2.5}, 3, 2.5, 1.0),
+])  # fmt: skip
+def test_dddm_iterates_from_its_seeds(fields, n, bias, clamp):
+  """Through `generate`: clip = 0 does not clamp, guidance moves the bias to c_u + w·(c_y − c_u) at every iteration."""
+  seeds = np.arange(8)
+  got = sampling.generate(config_of(**DIRECT | fields), Direct().method(), {}, seeds)
+  labels = (seeds / 10)[:, None, None, None]
+  moved = labels if bias is None else -0.2 + bias * (labels + 0.2)
+  np.testing.assert_allclose(got, iterated(sampling.keys_of(seeds), n, moved, clamp)[-1], atol=1e-5)
+
+
+def test_iterations_of_dddm_do_not_compile_again():
+  """Up to MAX_STEPS; a thousand of them end at the fixed point (.3·x + c)/1.6."""
+  direct, seeds = Direct(), np.arange(8)
+  draw = lambda n: sampling.generate(config_of(**DIRECT | {"num_steps": n, "clip": 9.0}), direct.method(), {}, seeds)
+  draw(1)
+  traces = direct.traces
+  draw(2)
+  draw(sampling.MAX_STEPS)
+  assert direct.traces == traces > 0
+  fixed = (0.3 * start_of(sampling.keys_of(seeds))[0] + (seeds / 10)[:, None, None, None]) / 1.6
+  np.testing.assert_allclose(draw(1000), fixed, atol=1e-5)
+
+
+def test_the_evaluations_of_dddm_are_its_iterations():
+  """Twice that with guidance; --nfe=1000 is a thousand of them."""
+  method, config = Direct().method(), config_of(**DIRECT, num_steps=1000)
+  assert sampling.evaluations(config.sampling, method) == 1000
+  assert sampling.evaluations(config_of(**DIRECT, num_steps=3, guidance=2.0).sampling, method) == 6
+  assert cli.nfe_steps("1000", config, method) == 1000
+  _, grid = sampling.schedule_of(config.sampling, method)
+  np.testing.assert_array_equal(grid, [50.0] * 1000 + [0.0])
+
+
+def test_a_trajectory_of_dddm_holds_its_estimates():
+  keys = sampling.keys_of(range(2))
+  images, estimates = sampling.sample(
+    Direct().method(), {}, keys, (8, 8, 1), [50.0] * 3 + [0.0], "dddm", trajectory=True, clamp=0.5
+  )
+  np.testing.assert_allclose(estimates, iterated(keys, 3, -0.2, 0.5), atol=1e-6)
+  np.testing.assert_array_equal(estimates[-1], images)
+
+
+def test_the_previous_estimate_passes_through_guidance_and_change_of_process():
+  """A classifier log p(0|x) = log σ(k·Σx) moves each estimate by s·σ²/α·k·(1 − p); the clip bounds it; EDM agrees."""
+  keys, k, s = sampling.keys_of(range(2)), 0.3, 0.002
+  logits = lambda variables, x, t: jnp.stack([k * x.sum((1, 2, 3)), jnp.zeros(len(x))], 1)
+  classifier = guidance.Classifier(logits, CHAIN, 2, {}, s)
+  x, _ = start_of(keys)
+  alpha2 = np.prod(1 - np.linspace(0.1 / 50, 20 / 50, 50))
+  wrong_share = 1 / (1 + np.exp(k * x.sum((1, 2, 3), keepdims=True)))
+  shift = s * (1 - alpha2) / np.sqrt(alpha2) * k * wrong_share
+  assert np.abs(shift).max() > 0.02
+  expected = iterated(keys, 4, shift, 0.7)[-1]
+  own = np.full(4, 50.0)
+  level = np.full(4, np.sqrt((1 - alpha2) / alpha2))
+  for chosen, times_ in ((CHAIN, own), (process.EDM(), level)):
+    got = sampling.sample(
+      Direct().method(), {}, keys, (8, 8, 1), np.append(times_, 0), "dddm", labels=jnp.zeros(2, int), process=chosen,
+      clip=0.7, clamp=None, classifier=classifier,
+    )  # fmt: skip
+    np.testing.assert_allclose(got, expected, atol=2e-5 if chosen == CHAIN else 1e-3)
+
+
+@pytest.mark.parametrize("fields, message", [
+  ({"grid": "edm"}, "config.sampling.grid = 'edm': must be 'dddm' for the sampler dddm, whose times are all T"),
+  ({"sampler": "heun"}, "config.sampling.grid = 'dddm': must be another for the sampler heun: its times are all T"),
+  ({"sigma_max": 5.0}, "config.sampling.sigma_max = 5.0: must be 0 for the grid dddm, which is one of times"),
+  ({"process": "vp"}, "config.sampling.process = 'vp': must be 'own' for the grid dddm"),
+])  # fmt: skip
+def test_what_does_not_go_with_dddm_is_named(fields, message):
+  config = config_of(**DIRECT | fields)
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.check(config)
+    sampling.schedule_of(config.sampling, Direct().method())
+  assert str(error.value) == message
+
+
+def test_the_grid_of_dddm_needs_a_chain(exact):
+  with pytest.raises(config_lib.ConfigError, match="sampling.grid = 'dddm': needs a method whose process is a chain"):
+    sampling.schedule_of(config_of(**DIRECT).sampling, exact.method())

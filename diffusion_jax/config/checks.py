@@ -169,6 +169,10 @@ def _check_sampling(config: ConfigDict):
     raise wrong("sampling.sigma_max", sampling.sigma_max, "must be at least sampling.sigma_min")
   if sampling.churn and sampling.sampler not in ("euler", "heun"):
     raise wrong("sampling.churn", sampling.churn, f"must be 0 for the sampler {sampling.sampler}; euler and heun churn")
+  if sampling.sampler == "dddm" and sampling.grid != "dddm":
+    raise wrong("sampling.grid", sampling.grid, "must be 'dddm' for the sampler dddm, whose times are all T")
+  if sampling.grid == "dddm" and sampling.sampler != "dddm":
+    raise wrong("sampling.grid", "dddm", f"must be another for the sampler {sampling.sampler}: its times are all T")
   choose("sampling.variance", sampling.variance, ("posterior", "upper", "learned"))
   if (sampling.sampler, sampling.variance) == ("ddpm", "learned"):
     part, process = ("dual", "own") if config.method == "dual_output" else ("edm", "vp")

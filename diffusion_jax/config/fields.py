@@ -185,7 +185,7 @@ def default() -> ConfigDict:
   c.sampling.sampler = "heun"
   c.sampling.num_steps = 18
   c.sampling.grid = "edm"  # of noise levels: edm, vp, ve, iddpm, dpdm; of the method's own times: respaced for
-  # dual_output, decoupled for decoupled
+  # dual_output, decoupled for decoupled, dddm for dddm
   c.sampling.process = "own"  # x_t = s(t)·(x_0 + σ(t)·ε): own, the method's; edm, vp, ve
   c.sampling.sigma_min = 0.0  # 0: the grid's own, .002 for edm
   c.sampling.sigma_min_search = False  # by score, not of the published table; of the dpdm grid alone

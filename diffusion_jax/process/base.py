@@ -123,7 +123,7 @@ def reframe(denoise: Denoise, source: Gaussian, target: Gaussian) -> Denoise:
 
   Equal noise levels mean equal images up to scale: with t' = source.inverse(target.noise_level(t)),
   x' = x·√((α_s² + σ_s²)/(α_t² + σ_t²)), which has the limit at α = 0 and no division by it. Both estimates of the pair
-  carry over, the clean component through the image.
+  carry over, the clean component through the image; DDDM's previous estimate is an image, the same in both.
 
   Args:
     denoise: estimates (ĉ, ε̂) for states of `source`.
@@ -131,11 +131,11 @@ def reframe(denoise: Denoise, source: Gaussian, target: Gaussian) -> Denoise:
     target: the process that the returned function's x and t belong to.
   """
 
-  def reframed(x, t):
+  def reframed(x, t, *previous):
     t = as_time(t)
     s = source.inverse(target.noise_level(t))
     scale = jnp.hypot(source.alpha(s), source.sigma(s)) / jnp.hypot(target.alpha(t), target.sigma(t))
-    pred = denoise(x * like(scale, x), s)
+    pred = denoise(x * like(scale, x), s, *previous)
     return pred._replace(clean=target.encode(None, source.decode(pred.clean)))
 
   return reframed

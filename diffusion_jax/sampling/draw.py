@@ -56,10 +56,10 @@ def sample(
     sampler: one of method.samplers.
     labels: [B] classes, -1 for none; None is unconditional.
     guidance: scale of classifier-free guidance; None evaluates the network once a step, any number twice.
-    trajectory: return the states at every grid value too.
+    trajectory: return the states at every grid value too; of dddm its estimates.
     process: the Gaussian process to sample in, by `process.reframe`; the method's own by default.
     ratio: r of dual_output, (times [K] of method.process increasing, values [K]), see `ratio_of`; traced.
-    clip: limit of estimated images, see `guidance.threshold`; None does not clip.
+    clip: limit of estimated images, see `guidance.threshold`; None does not clip. See `clip_of`.
     classifier: guides towards the labels, after `guidance` and before `clip`, in the method's own process; -1 is not
       guided. None, or one with the number 0 for its scale, is not evaluated.
     condition: [B, h, w, c] in [−1, 1], what the images are made from, of a run with a task; None is none.
@@ -97,6 +97,8 @@ def sample(
   static = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, bool | str)))
   traced = {name: value for name, value in options.items() if not isinstance(value, bool | str)}
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
+  if sampler == "dddm":  # whose times are all equal: padding does not show
+    traced.setdefault("iterations", steps)
   out = _sample(
     method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static, judge,
     method.encode, tile, variables, keys, padded, labels, guidance, ratio, clip, guide, condition, traced,
@@ -139,8 +141,12 @@ def _sample(
     cond["condition"] = encode(variables, condition)  # once, not at every step
 
   def given(**more):
+    def plain(x, t, previous=None):
+      before = {} if previous is None else {"previous": previous}
+      return denoise_fn(variables, x, t, {**cond, **more, **before} or None)
+
     if tile is None:
-      return lambda x, t: denoise_fn(variables, x, t, {**cond, **more} or None)
+      return plain
     part = lambda x, t, condition: denoise_fn(variables, x, t, {**cond, **more, "condition": condition})
     return tiling.tiled(part, condition, *tile)
 

@@ -9,7 +9,7 @@ from diffusion_jax import latent, mesh, times
 from diffusion_jax.config import LATENTS, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.sampling.draw import keys_of, sample
-from diffusion_jax.sampling.schedule import options_of, ratio_of, schedule_of
+from diffusion_jax.sampling.schedule import clip_of, options_of, ratio_of, schedule_of
 
 
 def default_labels(config, seeds, classifier: guidance_lib.Classifier | None = None) -> np.ndarray | None:
@@ -81,7 +81,7 @@ def generate(
         labels=None if labels is None else mesh.spread(labels[rows]),
         guidance=None if setting.guidance == 1 else setting.guidance,
         ratio=ratio,
-        clip=setting.clip or None,
+        clip=clip_of(setting),
         classifier=classifier,
         condition=None if condition is None else mesh.spread(in_range(condition[rows])),
         **options,
@@ -155,7 +155,7 @@ def generate_large(config, method: Method, variables, seed: int, condition, over
     setting.sampler,
     process=process,
     ratio=ratio_of(setting, method),
-    clip=setting.clip or None,
+    clip=clip_of(setting),
     condition=jnp.asarray(condition),
     tile=(window, overlap),
     **options,

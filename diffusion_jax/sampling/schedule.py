@@ -27,16 +27,18 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
   The range is the config's or else the grid's own, within what the network was trained on: a range that was asked for
   is clamped to it with a warning. VP's β_d and β_min are solved anew, so that its noise level has this range. Where
   networks know only a table of noise levels (iDDPM), the grid takes the nearest; levels that coincide become one. The
-  grids "respaced" and "decoupled" are made of the method's own t, and have no range to choose.
+  grids "respaced", "decoupled" and "dddm" are made of the method's own t, and have no range to choose.
 
   Raises:
     ConfigError: there is no such grid or process, or no such grid with this range and number of steps.
   """
-  choose("sampling.grid", config.grid, (*_RANGES, "respaced", "decoupled"))
+  choose("sampling.grid", config.grid, (*_RANGES, "respaced", "decoupled", "dddm"))
   if config.grid == "respaced":
     return _respaced(config, method.process)
   if config.grid == "decoupled":
     return _decoupled(config, method.process)
+  if config.grid == "dddm":
+    return _repeated(config, method.process)
   if isinstance(method.process, process_lib.Decoupled) and not method.process.is_gaussian:
     raise wrong("sampling.grid", config.grid, f"must be 'decoupled': {method.process.attenuation} has no noise levels")
   lo, hi = _range(config, method.preconditioner)
@@ -64,16 +66,16 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
 def with_sampler(config, name: str):
   """A copy of a run's config with another sampler, on a grid that goes with it.
 
-  The DPDM sampler takes DPDM's grid (but in place of a decoupled one), and others take EDM's in place of DPDM's. The
-  run's own sampler leaves all as it is, and what config.sampling has of num_steps, sigma_min and the rest stays in any
-  case.
+  The DPDM sampler takes DPDM's grid (but in place of a decoupled one), the DDDM sampler takes DDDM's, and others take
+  EDM's in place of these. The run's own sampler leaves all as it is, and what config.sampling has of num_steps,
+  sigma_min and the rest stays in any case.
   """
   config = config.copy_and_resolve_references()
   if name != config.sampling.sampler:
     config.sampling.sampler = name
-    if name == "dpdm" and config.sampling.grid != "decoupled":
-      config.sampling.grid = "dpdm"
-    elif config.sampling.grid == "dpdm":
+    if name == "dddm" or (name == "dpdm" and config.sampling.grid != "decoupled"):
+      config.sampling.grid = name
+    elif config.sampling.grid in ("dpdm", "dddm"):
       config.sampling.grid = "edm"
   return config
 
@@ -97,10 +99,24 @@ def _respaced(config, chain: Process) -> tuple[Process, np.ndarray]:
   return process, grid if process == chain else np.asarray(process.inverse(chain.noise_level(grid)))
 
 
+def _repeated(config, chain: Process) -> tuple[Process, np.ndarray]:
+  """`schedule_of` for the grid "dddm": t = T for every iteration, then 0."""
+  if not isinstance(chain, process_lib.Discrete):
+    raise wrong("sampling.grid", "dddm", "needs a method whose process is a chain t = 1, ..., T: dddm")
+  _no_range(config)
+  _no_process(config)
+  return chain, np.append(np.full(config.num_steps, float(chain.num_steps)), 0.0)
+
+
 def _no_range(config):
   for name in ("sigma_min", "sigma_max"):
     if config[name]:
       raise wrong(f"sampling.{name}", config[name], f"must be 0 for the grid {config.grid}, which is one of times")
+
+
+def _no_process(config):
+  if config.process != "own":
+    raise wrong("sampling.process", config.process, f"must be 'own' for the grid {config.grid}")
 
 
 def _decoupled(config, own: Process) -> tuple[Process, np.ndarray]:
@@ -108,8 +124,7 @@ def _decoupled(config, own: Process) -> tuple[Process, np.ndarray]:
   if not isinstance(own, process_lib.Decoupled):
     raise wrong("sampling.grid", "decoupled", "needs a method whose process is decoupled")
   _no_range(config)
-  if config.process != "own":  # t = 1 has no noise level
-    raise wrong("sampling.process", config.process, "must be 'own' for the grid decoupled")
+  _no_process(config)  # t = 1 has no noise level
   return own, times.decoupled_grid(config.num_steps, config.power)
 
 
@@ -142,9 +157,16 @@ def options_of(config, method: Method) -> dict:
     return {"variance": config.variance}
   if config.sampler == "predictor_corrector":
     return {"snr": config.snr}
+  if config.sampler == "dddm":
+    return {"clamp": config.clip or None}
   if config.sampler == "decoupled":
     return {"refit": config.refit} if config.refit else {}
   return {"eta": config.eta} if config.eta else {}
+
+
+def clip_of(config) -> float | None:
+  """The limit to which a config.sampling has `guidance.threshold` clip images; None: not, as dddm clips by itself."""
+  return None if config.sampler == "dddm" else config.clip or None
 
 
 def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:

@@ -48,6 +48,25 @@ def command(program: str, *arguments: str, **flags: str) -> str:
   return shlex.join(words)
 
 
+def train(given: Given, config: str, run: str, **fields: str) -> str:
+  """Trains RUNS/run by configs/CONFIG and other fields if it is not there, on the data that are given if any."""
+  fields = {f"config.{name}": value for name, value in fields.items()}
+  data = {"config.data.path": given.data} if given.data else {}
+  return command("train.py", config=f"configs/{config}", workdir=f"{given.runs}/{run}", **fields, **data)
+
+
+def real(given: Given, reference: str) -> dict[str, str]:
+  """The flags of an evaluation on real data, as papers have it.
+
+  Raises:
+    ValueError: --references or --inception is missing.
+  """
+  if not given.references or not given.inception:
+    raise ValueError("--data needs --references, statistics of the real images, and --inception, its weights")
+  files = {"reference": f"{given.references}/{reference}", "inception": given.inception}
+  return {**files, "num_images": "50000", "blocks": "1"}
+
+
 class Entry(NamedTuple):
   """One table or figure of a paper.
 

@@ -1,12 +1,82 @@
 """Dan Zhang, Jingjing Wang and Feng Luo, "Directly Denoising Diffusion Models", ICML 2024."""
 
-from papers import Entry, Table
+from papers import Entry, Given, Table, command, real, train
 
 TITLE = "Directly Denoising Diffusion Models"
 
+_CIFAR10, _IMAGENET = "dddm_cifar10.py", "dddm_imagenet64.py"
+_REFERENCES = {_CIFAR10: "cifar10-32x32.npz", _IMAGENET: "imagenet-64x64.npz"}
+_DEEP = {"network.num_blocks": "2"}  # of the small network, which has one a resolution
+
+
+def _run_of(config: str) -> str:
+  """dddm_cifar10_8000 of dddm_cifar10.py:8000, dddm_digits of dddm_digits.py."""
+  return config.replace(".py", "").replace(":", "_")
+
+
+def _trained(given: Given, file: str, rows: tuple[str, ...]) -> dict[str, str]:
+  """{workdir: training} of rows of a config where its data are given; else of digits, deep where a row is."""
+  if given.data:
+    configs = [f"{file}:{row}" for row in rows]
+    return {f"{given.runs}/{_run_of(config)}": train(given, config, _run_of(config)) for config in configs}
+  depths = dict.fromkeys("deep" in row for row in rows)
+  runs = {"dddm_digits_deep" if deep else "dddm_digits": _DEEP if deep else {} for deep in depths}
+  return {f"{given.runs}/{run}": train(given, "dddm_digits.py", run, **fields) for run, fields in runs.items()}
+
+
+def _study(row: str):
+  """A row of the study on digits, into OUT/row."""
+
+  def commands(given: Given) -> list[str]:
+    return [command("study.py", f"experiments/studies/dddm.py:{row}", runs=given.runs, out=f"{given.out}/{row}")]
+
+  return commands
+
+
+def _scores(name: str, study: str, nfe: str, file: str, *rows: str, metrics: str = "frechet"):
+  """Scores by iterations of rows of a config where its data are given; else a study on digits, or where "" as well."""
+
+  def commands(given: Given) -> list[str]:
+    if study and not given.data:
+      return _study(study)(given)
+    files = {"nfe": nfe, "metrics": metrics, **(real(given, _REFERENCES[file]) if given.data else {})}
+    made = []
+    for workdir, training in _trained(given, file, rows).items():
+      out = f"{given.out}/{name}_{workdir.rpartition('/')[2]}"
+      made += [training, command("evaluate.py", workdir=workdir, **files, out=out)]
+    return made
+
+  return commands
+
+
+def _samples(figure: str, iterations: str, file: str, row: str):
+  """Images of a row of a config where its data are given, else of digits, into OUT/figure."""
+
+  def commands(given: Given) -> list[str]:
+    ((workdir, training),) = _trained(given, file, (row,)).items()
+    flags = {"workdir": workdir, "iterations": iterations, "out": f"{given.out}/{figure}"}
+    return [training, command("figures/dddm.py", **flags) + " --overwrite"]
+
+  return commands
+
+
+def _grids():
+  """Figures 6 to 17: a page for each data set, architecture and number of iterations."""
+  data = (("CIFAR-10", _CIFAR10, "1000", "1000-deep"), ("ImageNet-64", _IMAGENET, "plain", "deep"))
+  pages = [(name, file, row) for name, file, *both in data for row in both]
+  numbers = (("One-step", "1"), ("Two-step", "2"), ("1000-step", "1000"))
+  for i, ((name, file, row), (steps, iterations)) in enumerate((a, b) for a in pages for b in numbers):
+    figure, model = f"figure{i + 6}", "DDDM-deep" if "deep" in row else "DDDM"
+    yield Entry(figure, f"{steps} samples of {model} on {name}", commands=_samples(figure, iterations, file, row))
+
+
 ENTRIES = (
   Entry("figure1", "Diagram of training: the estimate of the previous epoch conditions the next one"),
-  Entry("figure2", "FID on CIFAR-10 by training metric (L1, L2², LPIPS, Pseudo-Huber, Pseudo-LPIPS), and by c"),
+  Entry(
+    "figure2",
+    "FID on CIFAR-10 by training metric (L1, L2², LPIPS, Pseudo-Huber, Pseudo-LPIPS), and by c",
+    commands=_study("metrics"),
+  ),
   Entry(
     "table1",
     "FID and Inception Score on unconditional CIFAR-10, beside other methods; illegible cells are empty",
@@ -53,6 +123,7 @@ ENTRIES = (
         ("direct generation", "DDDM-deep (T=1000)", 1000, 1.79, 9.95),
       ),
     ),
+    _scores("table1", "digits", "1,2,1000", _CIFAR10, "1000", "8000", "1000-deep", metrics="frechet,inception_score"),
   ),
   Entry(
     "table2",
@@ -97,8 +168,13 @@ ENTRIES = (
         ("direct generation", "DDDM-deep (T=1000)", 1000, 2.11, 0.73, 0.67),
       ),
     ),
+    _scores("table2", "digits", "1,2,1000", _IMAGENET, "plain", "deep", metrics="frechet,precision,recall"),
   ),
-  Entry("figure3", "One-step and two-step samples of DDDM-deep on ImageNet-64"),
+  Entry(
+    "figure3",
+    "One-step and two-step samples of DDDM-deep on ImageNet-64",
+    commands=_samples("figure3", "1,2", _IMAGENET, "deep"),
+  ),
   Entry(
     "table3",
     "One-step FID on CIFAR-10 by T, with as many epochs",
@@ -106,19 +182,17 @@ ENTRIES = (
       ("T", "epochs", "FID, one step"),
       ((1000, 1000, 2.90), (2000, 2000, 2.86), (4000, 4000, 2.83), (8000, 8000, 2.82)),
     ),
+    _scores("table3", "T", "1", _CIFAR10, "1000", "2000", "4000", "8000"),
   ),
-  Entry("figure4", "One-step and two-step samples of DDDM-deep on CIFAR-10"),
-  Entry("figure5", "FID by number of iterations at inference, for both data sets and architectures"),
-  Entry("figure6", "One-step samples of DDDM on CIFAR-10"),
-  Entry("figure7", "Two-step samples of DDDM on CIFAR-10"),
-  Entry("figure8", "1000-step samples of DDDM on CIFAR-10"),
-  Entry("figure9", "One-step samples of DDDM-deep on CIFAR-10"),
-  Entry("figure10", "Two-step samples of DDDM-deep on CIFAR-10"),
-  Entry("figure11", "1000-step samples of DDDM-deep on CIFAR-10"),
-  Entry("figure12", "One-step samples of DDDM on ImageNet-64"),
-  Entry("figure13", "Two-step samples of DDDM on ImageNet-64"),
-  Entry("figure14", "1000-step samples of DDDM on ImageNet-64"),
-  Entry("figure15", "One-step samples of DDDM-deep on ImageNet-64"),
-  Entry("figure16", "Two-step samples of DDDM-deep on ImageNet-64"),
-  Entry("figure17", "1000-step samples of DDDM-deep on ImageNet-64"),
+  Entry(
+    "figure4",
+    "One-step and two-step samples of DDDM-deep on CIFAR-10",
+    commands=_samples("figure4", "1,2", _CIFAR10, "1000-deep"),
+  ),
+  Entry(
+    "figure5",
+    "FID by number of iterations at inference, for both data sets and architectures",
+    commands=_scores("figure5", "", "1,2,5,10,20,50,100,200,500,1000", _CIFAR10, "1000", "1000-deep"),
+  ),
+  *_grids(),
 )

@@ -1,6 +1,6 @@
 """Yaniv Benny and Lior Wolf, "Dynamic Dual-Output Diffusion Models", CVPR 2022."""
 
-from papers import Entry, Given, Table, command
+from papers import Entry, Given, Table, command, real, train
 
 TITLE = "Dynamic Dual-Output Diffusion Models"
 
@@ -8,30 +8,15 @@ _RESULTS = "experiments/results/dual_output/README.md"
 _PATHS = {"dual": {}, "only_eps": {"ratio": "0"}, "only_x": {"ratio": "1"}}
 
 
-def _train(given: Given, config: str, run: str, **fields: str) -> str:
-  """Trains RUNS/run if it is not there, on the data that are given if any."""
-  fields = {f"config.{name}": value for name, value in fields.items()}
-  data = {"config.data.path": given.data} if given.data else {}
-  return command("train.py", config=f"configs/{config}", workdir=f"{given.runs}/{run}", **fields, **data)
-
-
 def _trained(given: Given, config: str) -> list[str]:
   """Trains a network, and its baseline of the noise alone, into `_run_of` the config and that name with _eps."""
   run = _run_of(config)
-  return [_train(given, config, run), _train(given, config, f"{run}_eps", **{"dual.heads": "eps"})]
+  return [train(given, config, run), train(given, config, f"{run}_eps", **{"dual.heads": "eps"})]
 
 
 def _run_of(config: str) -> str:
   """dual_digits of dual_digits.py:linear, dual_cifar10_cosine of dual_cifar10.py:cosine."""
   return config.replace(".py", "").removesuffix(":linear").replace(":", "_")
-
-
-def _files(given: Given, reference: str) -> dict[str, str]:
-  """The flags of an evaluation on real data."""
-  if not given.references or not given.inception:
-    raise ValueError("--data needs --references, statistics of the real images, and --inception, its weights")
-  files = {"reference": f"{given.references}/{reference}", "inception": given.inception}
-  return {**files, "num_images": "50000", "blocks": "1"}  # as the paper
 
 
 def _figure(number: str, config: str = "dual_cifar10.py:linear", baseline: bool = False):
@@ -55,7 +40,7 @@ def _table1(reference: str, *configs: str):
     if not given.data:
       study = "experiments/studies/dual_output.py:digits"
       return [command("study.py", study, runs=given.runs, out=f"{given.out}/digits")]
-    files, made = {"nfe": "5,10,20,50,100", **_files(given, reference)}, []
+    files, made = {"nfe": "5,10,20,50,100", **real(given, reference)}, []
     for config in configs:
       run, made = _run_of(config), [*made, *_trained(given, config)]
       rows = {**_PATHS, "mean": {"ratio": "mean"}, "dual_ddpm": {"sampler": "ddpm"}}
@@ -76,10 +61,10 @@ def _table2(given: Given) -> list[str]:
   name, row = ("imagenet128", "") if given.data else ("digits", ":linear")
   run, classifier = f"dual_{name}", f"classifier_{name}"
   files = {"metrics": "frechet,precision,recall", "nfe": "25,50"}
-  files |= _files(given, "imagenet-128x128.npz") if given.data else {}
+  files |= real(given, "imagenet-128x128.npz") if given.data else {}
   encoder = {"init_from": f"{given.checkpoints}/128x128_diffusion.pt", "init_only": "('net/enc_*','net/map_*')"}
   encoder = encoder if given.data and given.checkpoints else {}
-  made = [_train(given, f"dual_{name}.py{row}", run, **encoder), _train(given, f"{classifier}.py{row}", classifier)]
+  made = [train(given, f"dual_{name}.py{row}", run, **encoder), train(given, f"{classifier}.py{row}", classifier)]
   for guided, guide in (("", {}), ("_guided", {"classifier": f"{given.runs}/{classifier}", "classifier_scale": "1"})):
     for path, flags in _PATHS.items():
       out = f"{given.out}/table2_{name}_{path}{guided}"

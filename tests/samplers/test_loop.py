@@ -34,7 +34,7 @@ def counted(calls):
 @pytest.mark.parametrize("n", [1, 2, 9])
 @pytest.mark.parametrize("name", NFE)
 def test_number_of_network_evaluations_with_and_without_padding(name, n):
-  assert set(NFE) == set(samplers.BY_NAME)
+  assert set(NFE) == set(samplers.BY_NAME) - {"dddm"}  # whose denoiser takes more, and whose grid is no path
   x, keys = jnp.ones((2, 2, 2, 1)), keys_of(2)
   for grid in (times.edm_grid(n), times.pad(times.edm_grid(n), 12)):
     for run in (lambda g: samplers.BY_NAME[name](counted(calls), P, x, grid, keys),

@@ -1,0 +1,16 @@
+"""DDDM on scikit-learn's 8×8 digits, class-conditional, a few minutes on two CPU cores.
+
+  python experiments/train.py --config=configs/dddm_digits.py --workdir=runs/dddm_digits
+  python experiments/evaluate.py --workdir=runs/dddm_digits --nfe=1,2,5,10,20
+"""
+
+from diffusion_jax import presets
+
+
+def get_config():
+  c = presets.small()
+  presets.set_dddm(c, "pseudo_huber", (8, 4))
+  c.train.num_steps = 1_000
+  c.train.checkpoint_every = 250
+  c.train.sample_every = 500
+  return c
