@@ -1,13 +1,15 @@
-"""Blocks of the U-Net: residual, with or without attention and a change of resolution, and the joining of a condition.
+"""Blocks of the U-Net: residual, with or without attention and a change of resolution, and the joining of other inputs.
 
     h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x) + affine(emb)))                        Song et al. 2021   (1)
     h   = conv_1 drop silu(norm_1(conv_0 silu(norm_0 x))·(1 + scale(emb)) + shift(emb))        ADM                (2)
     y   = (skip(x) + h)·skip_scale;   y = (y + proj attention(qkv norm_2 y))·skip_scale where a block attends     (3)
     y   = x + proj_0 silu([norm_0 x, e]);   y = y + proj_1 attention(q norm_1 y, kv e);   e = embed(c)            (4)
+    y   = (x + proj attention(q (norm x + p), kv (tokens + p')))·skip_scale                                       (5)
 
 (4) joins a condition's features c to those of the same resolution; its projections start at zero, where x is left as it
-is. Sources: Song et al. 2021, Dhariwal and Nichol 2021; Huang et al. (B.2) for what is joined, by concatenation and
-attention.
+is. (5) attends to tokens from anywhere; p and p', where given, are codes of the places of pixels and tokens. Sources:
+Song et al. 2021, Dhariwal and Nichol 2021; Huang et al. (B.2) for what is joined, by concatenation and attention; Zhang
+et al. 2024 for tokens.
 """
 
 import dataclasses
@@ -141,12 +143,45 @@ class Join(nn.Module):
     x = x + linear(channels, Init(0.0), "proj0")(joined)
     if not self.attend:
       return x
-    heads = attention_heads(self.style, self.num_heads, channels)
-    shape = (batch, height * width, heads, channels // heads)
-    q = linear(channels, self.style.init_qkv, "q")(norm("norm1", x)).reshape(shape)
-    kv = linear(2 * channels, self.style.init_qkv, "kv")(e).reshape(*shape, 2)
-    y = layers.attention(q, kv[..., 0], kv[..., 1]).reshape(x.shape)
+    y = _cross_attention(norm("norm1", x), e.reshape(batch, height * width, channels), self)
     return x + linear(channels, Init(0.0), "proj1")(y)
+
+
+class CrossAttention(nn.Module):
+  """Equation (5): image features x [B, h, w, C] attend to tokens [B, L, D] -> [B, h, w, C].
+
+  With `positions` [L, 2], rows and columns of the tokens in the image as the unit square, tokens and pixels carry their
+  places: a pixel's is its centre.
+  """
+
+  style: BlockStyle
+  num_heads: int = 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, tokens: Array, positions: Array | None = None) -> Array:
+    height, width, channels = x.shape[1:]
+    h = GroupNorm(self.style.eps, name="norm")(x)
+    if positions is not None:
+      own = layers.place_codes(layers.pixel_centers(height, width), channels)
+      h = h + own.reshape(height, width, channels)
+      tokens = tokens + layers.place_codes(positions, tokens.shape[-1])
+    y = _cross_attention(h, tokens, self)
+    y = Linear(channels, self.style.init_zero, dtype=self.dtype, name="proj")(y)
+    return (x + y) * self.style.skip_scale
+
+
+def _cross_attention(x: Array, tokens: Array, module: Join | CrossAttention) -> Array:
+  """Pixels of x [B, h, w, C] attend to tokens [B, L, D]; `module`, which calls this, has the parameters q and kv.
+
+  Channels of kv are ordered (head, channel, {k, v}).
+  """
+  channels = x.shape[-1]
+  heads = attention_heads(module.style, module.num_heads, channels)
+  linear = lambda features, name: Linear(features, module.style.init_qkv, dtype=module.dtype, name=name)
+  split = lambda z, *parts: z.reshape(len(x), -1, heads, channels // heads, *parts)
+  q, kv = split(linear(channels, "q")(x)), split(linear(2 * channels, "kv")(tokens), 2)
+  return layers.attention(q, kv[..., 0], kv[..., 1]).reshape(x.shape)
 
 
 def attention_heads(style: BlockStyle, num_heads: int, width: int) -> int:

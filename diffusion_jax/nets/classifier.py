@@ -64,7 +64,7 @@ class Classifier(unet.UNet):
 
 
 def over(network: unet.UNet, num_classes: int) -> Classifier:
-  """The classifier with the encoder and the middle blocks of a U-Net; it is given no labels or context.
+  """The classifier with the encoder and the middle blocks of a U-Net; it is given no labels, context or tokens.
 
       over(unet.adm(resolution=128, channels=128, channel_mult=(1, 1, 2, 3, 4), num_blocks=2), 1000)
 
@@ -78,5 +78,5 @@ def over(network: unet.UNet, num_classes: int) -> Classifier:
   names = [field.name for field in dataclasses.fields(unet.UNet) if field.name not in ("parent", "name")]
   fields = {name: getattr(network, name) for name in names}
   fields |= {"heads": (("logits", num_classes),), "decoders": 1, "num_classes": 0, "augment_dim": 0}
-  fields |= {"context": (), "cross_attention": ()}
+  fields |= {"context": (), "cross_attention": (), "tokens": 0, "token_attention": (), "token_bottleneck": False}
   return Classifier(**fields)

@@ -231,6 +231,25 @@ def positional_embedding(x: Array, channels: int, endpoint: bool) -> Array:
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], 1)
 
 
+def pixel_centers(height: int, width: int) -> np.ndarray:
+  """Rows and columns of the centres of an image's pixels, the image as the unit square: [height·width, 2]."""
+  rows, columns = np.meshgrid(*((np.arange(n) + 0.5) / n for n in (height, width)), indexing="ij")
+  return np.stack([rows, columns], -1).reshape(-1, 2).astype(np.float32)
+
+
+def place_codes(positions: Array, channels: int) -> Array:
+  """Codes of places in the unit square, [..., 2] -> [..., channels]: cos and sin of πk·row and πk·column.
+
+  k = 1..channels/4, what is left is zeros. The product of two codes of n frequencies is a sum of Dirichlet kernels,
+  Σ_k cos πk·Δrow + cos πk·Δcolumn: largest, 2n, at equal places alone. Cosines of all k < N would be a basis of the
+  functions on N pixels; codes of more channels only add frequencies, so those of other widths match too.
+  """
+  freqs = np.float32(np.pi) * np.arange(1, channels // 4 + 1, dtype=np.float32)
+  angles = (positions[..., None] * freqs).reshape(*positions.shape[:-1], -1)
+  left = jnp.zeros((*positions.shape[:-1], channels % 4))
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), left], -1)
+
+
 def fourier_embedding(x: Array, freqs: tuple[float, ...]) -> Array:
   """[B] -> [B, 2·len(freqs)], cosines then sines of 2π·freqs·x."""
   angles = x[:, None] * (np.float32(2 * np.pi) * np.asarray(freqs, np.float32))

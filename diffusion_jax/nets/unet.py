@@ -5,8 +5,9 @@ method.
 
 The network knows nothing of diffusion: its input is already scaled, c_noise is any number an image, and heads are
 channels with names. Submodules have the names of the published state dicts ("enc.16x16_block0" is enc_16x16_block0).
-A condition's features are joined at the end of the encoder's level of their resolution: every decoder sees them. Blocks
-are in blocks.py. Sources: Karras et al. 2022 (Appendix F), Song et al. 2021, Dhariwal and Nichol 2021.
+A condition's features are joined at the end of the encoder's level of their resolution: every decoder sees them. Tokens
+are what blocks attend to beside their own pixels. Blocks are in blocks.py. Sources: Karras et al. 2022 (Appendix F),
+Song et al. 2021, Dhariwal and Nichol 2021.
 """
 
 import dataclasses
@@ -17,9 +18,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.nets import layers
-from diffusion_jax.nets.blocks import ADM, SONG, Block, BlockStyle, Join
+from diffusion_jax.nets.blocks import ADM, SONG, Block, BlockStyle, CrossAttention, Join
 from diffusion_jax.nets.layers import Conv, GroupNorm, Linear
 from diffusion_jax.types import Array, Key
+
+_Tokens = tuple[Array | None, Array | None]  # tokens and their positions
 
 
 class UNet(nn.Module):
@@ -51,6 +54,10 @@ class UNet(nn.Module):
     context: pairs (resolution, channels) of the features of a condition, each joined to the level of that resolution by
       concatenation; none for a network without a condition.
     cross_attention: those of context's resolutions where the level attends to the condition too.
+    tokens: width of the tokens that blocks attend to, 0 for none.
+    token_attention: resolutions at which every block of the encoder and the decoders attends to the tokens, after its
+      attention to itself; those of the bottleneck, and those that change the resolution, do not.
+    token_bottleneck: the first bottleneck block attends to the tokens.
   """
 
   heads: tuple[tuple[str, int], ...] = (("out", 3),)
@@ -76,10 +83,13 @@ class UNet(nn.Module):
   remat: bool = False
   context: tuple[tuple[int, int], ...] = ()
   cross_attention: tuple[int, ...] = ()
+  tokens: int = 0
+  token_attention: tuple[int, ...] = ()
+  token_bottleneck: bool = False
 
   def __post_init__(self):
     tuples = ("heads", "channel_mult", "attention_resolutions", "resample_filter", "freqs", "context")
-    for name in (*tuples, "cross_attention"):
+    for name in (*tuples, "cross_attention", "token_attention"):
       object.__setattr__(self, name, _frozen(getattr(self, name)))
     self.validate()
     super().__post_init__()
@@ -97,6 +107,8 @@ class UNet(nn.Module):
     augment: Array | None = None,
     dropout_keys: Key | None = None,
     context: tuple[Array, ...] | None = None,
+    tokens: Array | None = None,
+    token_positions: Array | None = None,
   ) -> dict[str, Array]:
     """Evaluates the network.
 
@@ -108,6 +120,9 @@ class UNet(nn.Module):
       dropout_keys: [B] PRNG keys, one an image; None turns dropout off.
       context: features [B, resolution, resolution, channels] for the network's pairs in `context`, in their order;
         zeros, or None, is no condition.
+      tokens: [B, L, width] for a network that attends to tokens, of any number L.
+      token_positions: [L, 2] rows and columns of the tokens in the image as the unit square; given them, tokens and
+        the pixels that attend to them carry fixed codes of their places.
 
     Returns:
       {head: [B, resolution, resolution, channels of the head]} in float32.
@@ -119,14 +134,17 @@ class UNet(nn.Module):
     labels = _vectors("labels", labels, len(c_noise), self.num_classes)
     augment = _vectors("augment", augment, len(c_noise), self.augment_dim)
     context = self._conditions(context, len(c_noise))
+    tokens = self._checked_tokens(tokens, token_positions, len(c_noise))
 
     emb = self._embed(c_noise, labels, augment).astype(self.dtype)
-    skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys, context)
+    skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys, context, tokens)
     if self.decoders > 1:
-      return {name: self._decode(skips, emb, dropout_keys, width, f"{name}_") for name, width in self.heads}
+      decode = lambda name, width: self._decode(skips, emb, dropout_keys, width, f"{name}_", tokens=tokens)
+      return {name: decode(name, width) for name, width in self.heads}
     shared = self.heads[:-1] if self.branch else self.heads
     heads, start = {}, 0
-    out, x = self._decode(skips, emb, dropout_keys, sum(width for _, width in shared), features=True)
+    total = sum(width for _, width in shared)
+    out, x = self._decode(skips, emb, dropout_keys, total, features=True, tokens=tokens)
     for name, width in shared:
       heads[name] = out[..., start : start + width]
       start += width
@@ -157,6 +175,19 @@ class UNet(nn.Module):
       raise ValueError(f"context must be {wanted}, got {seen}")
     return {shape[1]: c for shape, c in zip(shapes, context)}
 
+  def _checked_tokens(self, tokens: Array | None, positions: Array | None, batch: int) -> _Tokens:
+    """Tokens and their positions; raises ValueError if one has the wrong shape."""
+    seen = lambda value: "None" if value is None else f"shape {list(jnp.shape(value))}"
+    if not self.tokens:
+      for name, value in (("tokens", tokens), ("token_positions", positions)):
+        if value is not None:
+          raise ValueError(f"{name} must be None for this network, got {seen(value)}")
+    elif tokens is None or jnp.ndim(tokens) != 3 or jnp.shape(tokens)[::2] != (batch, self.tokens):
+      raise ValueError(f"tokens must be [{batch}, L, {self.tokens}], got {seen(tokens)}")
+    elif positions is not None and jnp.shape(positions) != (jnp.shape(tokens)[1], 2):
+      raise ValueError(f"token_positions must be [{jnp.shape(tokens)[1]}, 2], got {seen(positions)}")
+    return tokens, positions
+
   def _embed(self, c_noise: Array, labels: Array | None = None, augment: Array | None = None) -> Array:
     style, width = self.block, self.channels * self.embedding_mult
     if self.embedding == "fourier":
@@ -175,7 +206,14 @@ class UNet(nn.Module):
       emb += Linear(4 * self.channels, style.init_label, use_bias=False, name="map_label")(labels)
     return nn.silu(emb)
 
-  def _encode(self, x: Array, emb: Array, keys: Key | None, context: dict[int, Array] | None = None) -> list[Array]:
+  def _encode(
+    self,
+    x: Array,
+    emb: Array,
+    keys: Key | None,
+    context: dict[int, Array] | None = None,
+    tokens: _Tokens = (None, None),
+  ) -> list[Array]:
     """Every encoder output, the lowest last; `context` holds the features to join, by resolution."""
     skips, aux = [], x
     for level, mult in enumerate(self.channel_mult):
@@ -196,19 +234,30 @@ class UNet(nn.Module):
       for i in range(self.num_blocks):
         attend = size in self.attention_resolutions
         x = self._block(self.channels * mult, f"{name}_block{i}", attend=attend)(x, emb, keys)
+        if size in self.token_attention:
+          x = self._cross(f"{name}_block{i}_tokens")(x, *tokens)
         skips.append(x)
       if context and size in context:
         x = skips[-1] = self._join(f"{name}_join", size in self.cross_attention)(x, context[size])
     return skips
 
-  def _middle(self, x: Array, emb: Array, keys: Key | None, head: str = "") -> Array:
+  def _middle(self, x: Array, emb: Array, keys: Key | None, head: str = "", tokens: _Tokens = (None, None)) -> Array:
     """The two blocks at the lowest resolution between encoder and decoder."""
     size = self.resolution >> (len(self.channel_mult) - 1)
     x = self._block(x.shape[-1], f"dec_{head}{size}x{size}_in0", attend=True)(x, emb, keys)
+    if self.token_bottleneck:
+      x = self._cross(f"dec_{head}{size}x{size}_in0_tokens")(x, *tokens)
     return self._block(x.shape[-1], f"dec_{head}{size}x{size}_in1")(x, emb, keys)
 
   def _decode(
-    self, skips: list[Array], emb: Array, keys: Key | None, width: int, head: str = "", features: bool = False
+    self,
+    skips: list[Array],
+    emb: Array,
+    keys: Key | None,
+    width: int,
+    head: str = "",
+    features: bool = False,
+    tokens: _Tokens = (None, None),
   ) -> Array | tuple[Array, Array]:
     """One decoder, [B, H, W, width] in float32; `head` tells its names from another decoder's.
 
@@ -220,7 +269,7 @@ class UNet(nn.Module):
       size = self.resolution >> level
       name = f"dec_{head}{size}x{size}"
       if level == lowest:
-        x = self._middle(x, emb, keys, head)
+        x = self._middle(x, emb, keys, head, tokens)
       else:
         x = self._block(x.shape[-1], f"{name}_up", resample="up")(x, emb, keys)
       for i in range(self.num_blocks + 1):
@@ -228,6 +277,8 @@ class UNet(nn.Module):
         attend = size in self.attention_resolutions and (last or self.block.attend_every_block)
         x = jnp.concatenate([x, skips.pop()], -1)
         x = self._block(self.channels * self.channel_mult[level], f"{name}_block{i}", attend=attend)(x, emb, keys)
+        if size in self.token_attention:
+          x = self._cross(f"{name}_block{i}_tokens")(x, *tokens)
       if level == 0 or self.decoder == "skip":
         plain = self.block.plain_output and self.decoder == "standard"
         name = f"out_{head}".removesuffix("_") if plain else f"{name}_aux"
@@ -252,6 +303,10 @@ class UNet(nn.Module):
 
   def _join(self, name: str, attend: bool) -> nn.Module:
     return (nn.remat(Join) if self.remat else Join)(self.block, attend, self.num_heads, self.dtype, name=name)
+
+  def _cross(self, name: str) -> nn.Module:
+    make = nn.remat(CrossAttention) if self.remat else CrossAttention
+    return make(self.block, self.num_heads, self.dtype, name=name)
 
 
 def _frozen(value):
@@ -283,7 +338,7 @@ def check(network: UNet):
   whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
   for name in ("resolution", "channels", "num_blocks", "embedding_mult", "decoders"):
     _expect(network, name, whole(getattr(network, name)) and getattr(network, name) > 0, "a positive integer")
-  for name in ("num_classes", "augment_dim", "num_heads"):
+  for name in ("num_classes", "augment_dim", "num_heads", "tokens"):
     _expect(network, name, whole(getattr(network, name)) and getattr(network, name) >= 0, "an integer of at least 0")
   positive = isinstance(mults, tuple) and mults and all(whole(m) and m > 0 for m in mults)
   _expect(network, "channel_mult", positive, "a tuple of positive integers, one a level")
@@ -324,6 +379,12 @@ def check(network: UNet):
   _expect(network, "context", valid, expected)
   valid = isinstance(network.cross_attention, tuple) and all(s in dict(joined) for s in network.cross_attention)
   _expect(network, "cross_attention", valid, f"only resolutions of network.context: {list(dict(joined))}")
+  valid = isinstance(network.token_attention, tuple) and all(s in sizes for s in network.token_attention)
+  _expect(network, "token_attention", valid, f"only resolutions that occur: {sizes}")
+  _expect(network, "token_bottleneck", isinstance(network.token_bottleneck, bool), "True or False")
+  used = bool(network.token_attention or network.token_bottleneck)
+  expected = "a positive width where token_attention or token_bottleneck is set, 0 where neither is"
+  _expect(network, "tokens", used == (network.tokens > 0), expected)
   half = channels * network.embedding_mult / 2
   _expect(network, "channels", half % 1 == 0 and half > 1, "an even number of at least 4")
   if network.freqs is not None:
@@ -334,7 +395,8 @@ def check(network: UNet):
     fits = groups > 0 and width % groups == 0
     _expect(network, "channels", fits, f"a value for which the {groups} GroupNorm groups divide {width} channels")
   head = 0 if network.num_heads else network.block.head_channels
-  attending = {channels * mult for size, mult in zip(sizes, mults) if size in (*wanted, *network.cross_attention)}
+  attending = {*wanted, *network.cross_attention, *network.token_attention}
+  attending = {channels * mult for size, mult in zip(sizes, mults) if size in attending}
   for width in sorted(attending | {channels * mults[-1]}):
     _expect(network, "channels", not head or width % head == 0, f"{width} channels in heads of {head}, no remainder")
     fits = width % max(network.num_heads, 1) == 0

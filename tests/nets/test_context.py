@@ -48,6 +48,16 @@ def group_norm(x, p):
   return ((grouped - mean) / np.sqrt(var + 1e-6)).reshape(x.shape) * p["scale"] + p["bias"]
 
 
+def attended(q, kv):
+  """Softmax attention, q [N, heads, c] to kv [L, heads, c, 2], a query and a head at a time."""
+  out = np.empty(q.shape)
+  for i, head in np.ndindex(q.shape[:2]):
+    logits = kv[:, head, :, 0] @ q[i, head] / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max())
+    out[i, head] = weights / weights.sum() @ kv[:, head, :, 1]
+  return out
+
+
 def test_joining_is_its_equation():
   """Both terms for one image against sums over pixels in float64."""
   rng = np.random.default_rng(0)
@@ -63,13 +73,7 @@ def test_joining_is_its_equation():
   y = x[0] + linear("proj0", h / (1 + np.exp(-h)))
   q = linear("q", group_norm(y, p["norm1"])).reshape(12, 2, 8)
   kv = linear("kv", e).reshape(12, 2, 8, 2)
-  attended = np.empty((12, 2, 8))
-  for i in range(12):
-    for head in range(2):
-      logits = kv[:, head, :, 0] @ q[i, head] / np.sqrt(8)
-      weights = np.exp(logits - logits.max())
-      attended[i, head] = weights / weights.sum() @ kv[:, head, :, 1]
-  y = y + linear("proj1", attended.reshape(4, 3, 16))
+  y = y + linear("proj1", attended(q, kv).reshape(4, 3, 16))
   np.testing.assert_allclose(out[0], y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
 
 

@@ -1,4 +1,4 @@
-"""The CPU's convolution against XLA's own: values, gradients of every kind and their layout; and its barrier."""
+"""The CPU's convolution against XLA's own: values, gradients, their layout; and its barrier. Codes of places."""
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +42,23 @@ def test_a_cotangent_computed_once_is_the_same_cotangent():
   plain = lambda x: jnp.sum(jnp.sin(x))
   for derivative in (jax.grad, jax.hessian, lambda f: lambda x: jax.jvp(f, (x,), (x,))):
     np.testing.assert_array_equal(*map(jnp.asarray, (derivative(once)(x), derivative(plain)(x))))
+
+
+@pytest.mark.parametrize("channels", [8, 18])
+def test_codes_of_places_match_best_at_equal_places(channels):
+  """Their products are the closed form Σ_{k ≤ n} cos kθ = sin((n + ½)θ)/(2 sin ½θ) − ½ of rows, and of columns."""
+  fine, coarse = layers.pixel_centers(8, 6), layers.pixel_centers(4, 3)
+  i, j = np.divmod(np.arange(48), 6)
+  np.testing.assert_allclose(fine, np.stack([(2 * i + 1) / 16, (2 * j + 1) / 12], -1), rtol=1e-6)  # row by row
+  codes, queries = (np.asarray(layers.place_codes(places, channels)) for places in (fine, coarse))
+  assert codes.shape == (48, channels)
+
+  theta, n = np.pi * (coarse[:, None] - fine).astype(np.float64), channels // 4
+  np.testing.assert_allclose(
+    queries @ codes.T, (np.sin((n + 0.5) * theta) / (2 * np.sin(theta / 2)) - 0.5).sum(-1), atol=1e-4
+  )
+  np.testing.assert_array_equal((codes @ codes.T).argmax(1), np.arange(48))
+  for query, place in zip(queries @ codes.T, coarse):  # of a larger pixel: the four pixels within it, all alike
+    best = np.argsort(query)[-4:]
+    assert np.abs(fine[best] - place).max(0) == pytest.approx([1 / 16, 1 / 12])
+    assert np.ptp(query[best]) < 1e-4

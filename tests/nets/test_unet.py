@@ -288,6 +288,14 @@ INVALID = [
   (dict(heads=(("a", 3), ("b", 3), ("c", 1)), decoders=2), "network.decoders = 2: expected 1, or one for each"),
   (dict(resample_filter=(1, 2, 1)), r"network.resample_filter = \(1, 2, 1\): expected a tuple of an even number"),
   (dict(embedding="fourier", freqs=(1.0,)), r"network.freqs = \(1.0,\): expected None or 16 numbers"),
+  (dict(tokens=-1), "network.tokens = -1: expected an integer of at least 0"),
+  (dict(tokens=8), "network.tokens = 8: .* where token_attention or token_bottleneck is set, 0 where neither is"),
+  (dict(token_attention=(8,)), "network.tokens = 0: expected a positive width where token_attention or"),
+  (dict(token_bottleneck=True), "network.tokens = 0: expected a positive width where token_attention or"),
+  (dict(tokens=8, token_attention=[8, 5]), r"network.token_attention = \(8, 5\): .* occur: \[16, 8\]"),
+  (dict(tokens=8, token_attention=8), "network.token_attention = 8: expected only resolutions"),
+  (dict(tokens=8, token_bottleneck=1), "network.token_bottleneck = 1: expected True or False"),
+  (dict(channel_mult=(1, 3), tokens=8, token_attention=(16,), num_heads=3), "num_heads = 3: .* divides 32 channels"),
   (dict(chanels=64), r"network.chanels: no such field \(nearest: channels\)"),
 ]
 
