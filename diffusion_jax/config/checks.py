@@ -212,11 +212,15 @@ def _check_dddm(config: ConfigDict, device_count: int | None):
   }
   for field, known in choices.items():
     choose(f"dddm.{field}", setting[field], known)
+  if setting.num_steps <= 20:
+    raise wrong("dddm.num_steps", setting.num_steps, "must be more than 20: β ends at 20/T, which is below 1")
+  if setting.conditioning == "attention" and not (setting.attention_resolutions or setting.attention_bottleneck):
+    raise wrong("dddm.attention_resolutions", (), "must hold a resolution for dddm.conditioning = 'attention'")
   if not 0 <= setting.buffer_refresh <= 1:
     raise wrong("dddm.buffer_refresh", setting.buffer_refresh, "must be a probability in [0, 1]")
   if setting.estimates != "buffer":
-    for field, value in default().dddm.items():
-      if field.startswith("buffer_") and setting[field] != value:
+    for field in ("buffer_writes", "buffer_refresh"):
+      if setting[field] != (value := default().dddm[field]):
         raise wrong(f"dddm.{field}", setting[field], f"must be {value!r} for dddm.estimates = {setting.estimates!r}")
     return
   if device_count and setting.buffer_slices % device_count:

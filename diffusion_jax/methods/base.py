@@ -87,7 +87,7 @@ def network_from_config(config, heads: tuple[tuple[str, int], ...], **more) -> u
     message = f"config.{error}".replace("network.resolution", "data.resolution")
     message = message.replace("resolutions of network.context", "resolutions at which a condition is joined")
     message = message.replace("network.cross_attention", "condition.cross_attention")
-    raise config_lib.ConfigError(message.replace("network.token_", "dddm.")) from None
+    raise config_lib.ConfigError(message.replace("network.token_attention", "dddm.attention_resolutions")) from None
   if encoder is None:
     return network
   return conditional.Conditional(network, encoder, conditions.condition_shape(config))
