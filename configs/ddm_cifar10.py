@@ -18,9 +18,10 @@ and in 10 steps with --config.decoupled.weight=ones 14.24, exponential 13.95; --
 --config.decoupled.loss=l1 14.98.
 
 DDPM++ with two decoders at the paper's width, blocks, batch, rate and number of updates; weight decay, clipping,
-averages and the reconstruction loss (without its LPIPS) are those of the published code; dropout is a choice. Not
-trained here. Data: datasets/cifar10-32x32.zip, of the first command or EDM's own tools (--config.data.path for another
-place).
+averages and the reconstruction loss are those of the published code, the latter's LPIPS with
+--config.decoupled.reconstruction_lpips --config.lpips.weights="('vgg16-397923af.pth', 'vgg.pth')"; dropout is a choice.
+Not trained here. Data: datasets/cifar10-32x32.zip, of the first command or EDM's own tools (--config.data.path for
+another place).
 """
 
 from diffusion_jax import config as config_lib

@@ -60,8 +60,16 @@ def pseudo_huber(a: Array, b: Array, c: float | None = None) -> Array:
   """√(‖a − b‖² + c²) − c over the whole image vector of D numbers; [B]. Default c = .00054·√D (DDDM, Section 3)."""
   if c is None:
     c = 0.00054 * _pixels(a).shape[-1] ** 0.5
-  squared = squared_error(a, b)
-  return squared / (jnp.sqrt(squared + c**2) + c)  # the same without cancellation
+  return pseudo(squared_error(a, b), c)
+
+
+def pseudo(distance: Array, c: float) -> Array:
+  """√(d + c²) − c of distances d >= 0: d/(2c) where d is far below c², √d where it is far above. Of d's shape.
+
+  d is a squared distance, or LPIPS, a sum of squares. Where it is 0 with gradient 0, so is this, for every c >= 0.
+  """
+  least = float(jnp.finfo(distance.dtype).tiny)  # c² of a tiny c is no number of float32; 0 would have no derivative
+  return distance / (jnp.sqrt(distance + max(c**2, least)) + c)  # the same without cancellation
 
 
 def edm_weight(sigma: Array, sigma_data: float = 0.5) -> Array:

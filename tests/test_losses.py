@@ -1,5 +1,7 @@
 """Distances by hand, weights by their closed forms, the variational bound by integration, gradients and minimisers."""
 
+import decimal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,24 @@ def test_distances():
   np.testing.assert_allclose(losses.pseudo_huber(A, B), [np.sqrt(5 + c * c) - c, 0], rtol=1e-6)
   gradient = jax.grad(lambda a: losses.pseudo_huber(a, B).sum())(B)
   np.testing.assert_array_equal(gradient, 0 * B)  # no 0/0 at the minimum
+
+
+def test_pseudo_is_the_root_without_cancellation():
+  """Against 50 digits, over all that float32 holds; the derivative is 1/(2√(d + c²)). Zero at zero, c² = 0 included."""
+  for c in (6.9e-5, 0.03, 2.0):
+    d = np.geomspace(1e-20, 1e6, 40, dtype=np.float32)
+    with decimal.localcontext(prec=50):
+      exact, shift = [decimal.Decimal(float(v)) for v in d], decimal.Decimal(c)
+      values = np.array([float((v + shift**2).sqrt() - shift) for v in exact])
+    got, slope = jax.vmap(jax.value_and_grad(lambda v, c=c: losses.pseudo(v, c)))(jnp.asarray(d))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, values, rtol=1e-6)
+    np.testing.assert_allclose(slope, 0.5 / np.sqrt(d.astype(np.float64) + c**2), rtol=1e-6)
+  zero = jnp.zeros((2, 4, 4, 1), jnp.float32) + 0.3
+  for c in (None, 6.9e-5, 1e-12, 1e-25, 0.0):
+    value, gradient = jax.value_and_grad(lambda a, c=c: losses.pseudo_huber(a, zero, c).sum())(zero)
+    assert value == 0 and gradient.dtype == jnp.float32
+    np.testing.assert_array_equal(gradient, 0 * zero)
 
 
 def test_edm_weight_balances_the_networks_output_scale():

@@ -84,6 +84,8 @@ def check(config: ConfigDict, device_count: int | None = None):
   _check_latent(config)
   if config.method == "dddm":
     _check_dddm(config, device_count)
+  if config.decoupled.reconstruction_lpips and not config.decoupled.reconstruction_weight:
+    raise wrong("decoupled.reconstruction_lpips", True, "needs decoupled.reconstruction_weight > 0, by which it counts")
   train = config.train
   for field in ("log_every", "checkpoint_every", "sample_every", "num_steps"):
     if train[field] % train.updates_per_call:
@@ -264,6 +266,7 @@ def _check_latent(config: ConfigDict):
     "sampling.refit": "latents have no range",
     "sampling.sigma_min_search": "its score is one of images",
     "sampling.classifier_scale": "a classifier sees images",
+    "decoupled.reconstruction_lpips": "LPIPS sees images",
     "decoupled.reconstruction_weight": "its error is one of images",
   }
   for field, why in refused.items():

@@ -1,12 +1,13 @@
 """Methods: each paper as a triple of pure functions made from a config."""
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.methods import autoencoder, classifier, decoupled, dpdm, dual_output, edm
+from diffusion_jax.methods import autoencoder, classifier, dddm, decoupled, dpdm, dual_output, edm
 from diffusion_jax.methods.base import Method
 
 BY_NAME = {
   "edm": edm.from_config,
   "dual_output": dual_output.from_config,
+  "dddm": dddm.from_config,
   "decoupled": decoupled.from_config,
   "dpdm": dpdm.from_config,
   "classifier": classifier.from_config,

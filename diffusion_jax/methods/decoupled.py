@@ -7,10 +7,10 @@
 φ's free parameters are drawn anew for every example and update. The heads need not agree: samplers take both as they
 are. Preconditioned or not, they become the pair by `parameterization.decoupled`. The published code adds
 
-    reconstruction_weight·(1 − t)²·MAE(x̂_0, x_0),  x̂_0 = x_t − H_t(φ_θ) − √t·ε_θ        (1)
+    reconstruction_weight·(1 − t)²·(MAE + LPIPS)(x̂_0, x_0),  x̂_0 = x_t − H_t(φ_θ) − √t·ε_θ   (1)
 
-and in it LPIPS beside MAE, which is not built here. One encoder serves two decoders, or one decoder, with or without a
-branch of two convolutions for the noise (Table 5).
+where LPIPS counts by config.decoupled.reconstruction_lpips. One encoder serves two decoders, or one decoder, with or
+without a branch of two convolutions for the noise (Table 5).
 """
 
 
@@ -21,7 +21,7 @@ from diffusion_jax import losses, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, distances
 from diffusion_jax.samplers.ancestral import reconstruct
 from diffusion_jax.training import update as update_lib
 
@@ -36,7 +36,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   """The decoupled method of a config.
 
   Args:
-    config: the run's config; reads `decoupled`, `network`, `data`, `label_dropout` and what training shares.
+    config: the run's config; reads `decoupled`, `lpips`, `network`, `data`, `label_dropout` and what training shares.
     axis_name: axis that the update is pmapped over, if it is.
 
   Returns:
@@ -52,6 +52,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   distance = choose("decoupled.loss", setting.loss, LOSSES)
   auto = losses.DECOUPLED_WEIGHTS["inverse" if process.parameters == 1 else "ones"]
   weights = choose("decoupled.weight", setting.weight, {"auto": auto, **losses.DECOUPLED_WEIGHTS})
+  if setting.reconstruction_lpips:
+    lpips = distances.from_config(config, "lpips", field="decoupled.reconstruction_lpips")
 
   def denoise(variables, x, t, cond=None):
     def network_fn(x, c_noise):
@@ -73,9 +75,12 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     loss = weight[0] * terms.phi + weight[1] * terms.eps
     metrics = {"phi_loss": terms.phi, "eps_loss": terms.eps}
     if setting.reconstruction_weight:
-      error = losses.absolute_error(reconstruct(process, pred, x, t), x0) / x0[0].size
+      rebuilt = reconstruct(process, pred, x, t)
+      error = metrics["reconstruction_error"] = losses.absolute_error(rebuilt, x0) / x0[0].size
+      if setting.reconstruction_lpips:
+        metrics["reconstruction_lpips"] = lpips(rebuilt, x0)
+        error = error + metrics["reconstruction_lpips"]
       loss += setting.reconstruction_weight * (1 - t) ** 2 * error
-      metrics["reconstruction_error"] = error
     return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
 
   update = update_lib.of_loss(config, loss_fn, axis_name)

@@ -1,4 +1,4 @@
-"""What published feature networks share: bytes in, TensorFlow's resize, convolutions in full float32, state dicts."""
+"""What feature networks share: convolutions in full float32, LPIPS's error, TensorFlow's resize; state dicts."""
 
 from collections.abc import Callable
 
@@ -47,6 +47,23 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, dimension_numbers=layout, precision=jax.lax.Precision.HIGHEST
   )
+
+
+def unit_error(f: Array, g: Array) -> Array:
+  """(f/|f| − g/|g|)² of activations [B, h, w, C], with lengths over their channels: LPIPS's squares, of f's shape.
+
+  Differentiable everywhere; where f = g it is 0 with gradient 0, to rounding.
+  """
+  u, v = _unit(f), _unit(g)
+  # The difference as largest less smallest: a compiler that fuses a product of u with u − v would leave 10⁻⁹ of u − u.
+  return jnp.square(jnp.maximum(u, v) - jnp.minimum(u, v))
+
+
+def _unit(x: Array) -> Array:
+  """x/(|x| + 10⁻¹⁰). Where all channels are 0, the root's derivative is infinite; there it is not taken."""
+  square = jnp.square(x).sum(-1, keepdims=True)
+  positive = square > 0
+  return x / (jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0) + 1e-10)
 
 
 def take(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -123,23 +123,13 @@ def lpips(params: Params, a, b) -> Array:
 @jax.jit
 def _lpips(params, a, b):
   maps = [_taps(params["features"], _scaled(images, params["lin"][0].dtype)) for images in (a, b)]
-  pairs = [(_unit(f), _unit(g)) for f, g in zip(*maps)]
-  # The difference as largest less smallest: a compiler that fuses a product of u with u − v would leave 10⁻⁹ of u − u.
-  squares = [jnp.square(jnp.maximum(u, v) - jnp.minimum(u, v)) for u, v in pairs]
-  return sum((square * weight).sum(-1).mean((1, 2)) for square, weight in zip(squares, params["lin"]))
+  return sum((pretrained.unit_error(f, g) * weight).sum(-1).mean((1, 2)) for f, g, weight in zip(*maps, params["lin"]))
 
 
 def _scaled(images: Array, dtype) -> Array:
   x = jnp.asarray(images, dtype)
   x = x / 127.5 - 1 if images.dtype == jnp.uint8 else x
   return (x - _SHIFT.astype(dtype)) / _SCALE.astype(dtype)
-
-
-def _unit(x: Array) -> Array:
-  """Equation (2). Where all channels are 0, the root's derivative is infinite; there it is not taken."""
-  square = jnp.square(x).sum(-1, keepdims=True)
-  positive = square > 0
-  return x / (jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0) + 1e-10)
 
 
 def _taps(layers: Params, x: Array) -> list[Array]:

@@ -194,7 +194,8 @@ def test_a_run_goes_on_with_what_was_measured(folder, tmp_path):
 
 REFUSED = {
   "data.flip": True, "data.augment": 0.1, "sampling.refit": 1.0, "sampling.clip": 1.0, "latent.autoencoder": "",
-  "decoupled.reconstruction_weight": 1.0, "method": "dpdm", "latent.scale": -1.0,
+  "decoupled.reconstruction_weight": 1.0, "decoupled.reconstruction_lpips": True, "method": "dpdm",
+  "latent.scale": -1.0,
 }  # fmt: skip
 
 

@@ -91,6 +91,45 @@ def test_the_update_is_the_loss_of_its_draws(method_of, weight, loss):
   np.testing.assert_allclose(metrics["reconstruction_error"], error.mean(), rtol=1e-4)
 
 
+def test_lpips_stands_beside_the_error(method_of, monkeypatch):
+  """(1 − t)²·(MAE + LPIPS)(x̂_0, x_0), with a distance known by hand in LPIPS's place."""
+  asked = []
+  distance = lambda a, b: jnp.sum((a - b) ** 2 * jnp.arange(1.0, 9.0)[:, None], (1, 2, 3))
+  known = lambda config, metric, **more: (asked.append((metric, more)), distance)[1]
+  monkeypatch.setattr(decoupled.distances, "from_config", known)
+  network = Heads(lambda p, x, c: (jnp.sin(x) + 0.1 * c, 0.5 * x))
+  fields = dict(decoupled__preconditioned=False, decoupled__reconstruction_weight=0.7)
+  y = gaussian_images(50, 0.1, 0.5)
+  found = {}
+  for lpips in (False, True):
+    method, made, _ = method_of(network, decoupled__reconstruction_lpips=lpips, **fields)
+    network.calls.clear()
+    found[lpips] = method.update(made, batch_of(y), jax.random.key(3))[1]
+  assert asked == [("lpips", {"field": "decoupled.reconstruction_lpips"})]
+  (call,) = network.calls
+  x, t = np.asarray(call["x"], np.float64), np.exp(np.asarray(call["c_noise"], np.float64))
+  column = t.reshape(-1, 1, 1, 1)
+  phi, eps = np.sin(x) + 0.1 * np.log(column), 0.5 * x
+  rebuilt = x - phi * column - np.sqrt(column) * eps
+  perceptual = np.sum((rebuilt - y) ** 2 * np.arange(1, 9)[:, None], (1, 2, 3))
+  np.testing.assert_allclose(found[True]["reconstruction_lpips"], perceptual.mean(), rtol=1e-4)
+  np.testing.assert_allclose(found[True]["reconstruction_error"], found[False]["reconstruction_error"], rtol=1e-6)
+  more = 0.7 * np.mean((1 - t) ** 2 * perceptual)
+  assert more > 1
+  np.testing.assert_allclose(found[True]["loss"] - found[False]["loss"], more, rtol=1e-3)
+  assert "reconstruction_lpips" not in found[False]
+
+
+def test_lpips_is_read_where_a_run_is_prepared(monkeypatch):
+  """Before anything compiles; a method that only samples needs no file."""
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads, **options: Small())
+  fields = dict(decoupled__reconstruction_weight=1.0, decoupled__reconstruction_lpips=True)
+  config = decoupled_config(lpips__weights=("no_such.pth",), **fields)
+  assert methods.from_config(config).denoise is not None
+  with pytest.raises(ConfigError, match=r"config.lpips.weights = \('no_such.pth',\): no_such.pth: no such file"):
+    loop.prepare(config, None)
+
+
 def test_free_parameters_are_drawn_anew_and_learned(method_of):
   """Quadratic h, zero heads: E‖φ‖² per value is Var a + Var b + E(x_0 + a/3 + b/2)²; other draws in the next update."""
   network = Heads(lambda p, x, c: (jnp.zeros((*x.shape[:-1], 3)), 0 * x))
@@ -236,6 +275,9 @@ def test_images_are_those_of_the_sampler(method_of, name):
   (dict(decoupled__loss="l3"), r"config.decoupled.loss = 'l3': expected one of l2, l1"),
   (dict(decoupled__decoder="tow"), r"config.decoupled.decoder = 'tow': expected one of two, branch, one"),
   (dict(decoupled__reconstruction_weight=-1.0), r"reconstruction_weight = -1.0: must not be negative"),
+  (dict(decoupled__reconstruction_lpips=True), r"reconstruction_lpips = True: needs decoupled.reconstruction_w"),
+  (dict(decoupled__reconstruction_lpips=True, decoupled__reconstruction_weight=1.0),
+   r"config.lpips.weights = \(\): decoupled.reconstruction_lpips needs LPIPS's files"),
   (dict(sampling__refit=-1.0), r"config.sampling.refit = -1.0: must not be negative"),
   (dict(decoupled__attenuation="sine", sampling__grid="edm"), r"sampling.grid = 'edm': must be 'decoupled' for .*sine"),
   (dict(decoupled__attenuation="sine", sampling__process="vp"), r"sampling.process = 'vp': must be 'own' for .*'sine'"),

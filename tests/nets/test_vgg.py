@@ -1,30 +1,24 @@
 """VGG16's features and LPIPS against torch-fidelity's own numbers, LPIPS's gradients, weights' files and checks."""
 
-import json
-import math
-import pathlib
 import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets import drawn_vgg
+from nets.drawn_vgg import GOLDEN, MANIFEST, SHAPES
 
 from diffusion_jax.interop import tensor_reader
 from diffusion_jax.nets import vgg
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-MANIFEST = json.loads((GOLDEN / "metrics_state_dicts.json").read_text())
-SHAPES = MANIFEST["vgg16"] | MANIFEST["lpips"]
-draw = runpy.run_path(str(GOLDEN / "draw.py"))["draw"]
 torch_files = runpy.run_path(str(GOLDEN.parent / "interop" / "torch_files.py"))
 
 
 @pytest.fixture(scope="module")
 def state_dict():
   """VGG16 without its last layer, which nothing here uses, and LPIPS: 134 million numbers."""
-  names = [name for name in SHAPES if not name.startswith("classifier.6")]
-  return {name: draw(name, SHAPES[name], 0, math.sqrt(2)) for name in names}
+  return drawn_vgg.state_dict("features.", "classifier.0", "classifier.3", "lin")
 
 
 @pytest.fixture(scope="module")
