@@ -83,8 +83,8 @@ def check_workdir(workdir, config: ConfigDict, started: bool = False):
     free |= started and field.startswith(("init_", "condition.weights")) or field in MEASURED and not new[field]
     free |= field == "optimizer.decay_images"
     if old[field] != new[field] and not free and field in ("dddm.num_examples", "dddm.fingerprint"):
-      expected = f"config.{field} was {old[field]!r}, it is {new[field]!r}"
-      raise WorkdirError(f"--workdir={workdir} holds estimates of other data, example by example: {expected}")
+      then, now = (f"{c['dddm.num_examples']:,} examples ({c['dddm.fingerprint']})" for c in (old, new))
+      raise WorkdirError(f"--workdir={workdir} holds estimates of other data, example by example: of {then}, not {now}")
     if old[field] != new[field] and not free:
       raise WorkdirError(f"--workdir={workdir} holds a run with config.{field} = {old[field]!r}, not {new[field]!r}")
   before, now = (config_lib.decay_images(c) for c in (as_config(old), config))
