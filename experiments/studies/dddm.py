@@ -23,12 +23,9 @@ ESTIMATES = {
   "of the same x_t": {"dddm.estimates": "in_step"},
   "the image itself (published code)": {"dddm.buffer_writes": "clean", "dddm.consistency_weight": True},
 }
-REFRESHED = {**WRITTEN, "estimates": "buffer, a third refreshed"}
-SAME_X = {**WRITTEN, "estimates": "of the same x_t"}
 OPTIONS = {
   "concatenation": {"dddm.conditioning": "concat"},
   "attention without positions": {"dddm.positions": False},
-  "attention in the bottleneck too": {"dddm.attention_bottleneck": True},
   "dropout .3": {"network.dropout": 0.3},
   "augmentation .12": {"data.augment": 0.12},
   "twice the width": {"network.channels": 64},
@@ -61,11 +58,8 @@ def runs(study):
     for count in TIMES:
       yield dddm({**WRITTEN, "variant": f"T = {count}"}, {"dddm.num_steps": count})
     return
-  of = {"options": OPTIONS, "metrics": METRICS}[study]
-  yield dddm(REFRESHED, ESTIMATES[REFRESHED["estimates"]])
-  for name, choice in of.items():
-    for labels, base in ((WRITTEN, {}), (REFRESHED, ESTIMATES[REFRESHED["estimates"]])):
-      yield dddm({**labels, "variant": name}, {**base, **choice})
+  for name, choice in {"options": OPTIONS, "metrics": METRICS}[study].items():
+    yield dddm({**WRITTEN, "variant": name}, choice)
 
 
 def evaluations():
