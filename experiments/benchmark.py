@@ -9,7 +9,7 @@ measured in turns in one process, with median and quartiles over the turns: the 
 product (the best size) and for one large convolution, in the config's dtype, then the network, the sampler, the update.
 Operations are 2 a multiplication, in products and convolutions alone, padding included; an update is three evaluations'
 worth. Of DPDM, whose update is nine, that of its teacher's plain training is measured beside it (the paper's Table 6),
-of Dual-Output that of a network of noise alone.
+of Dual-Output that of a network of noise alone, of DDDM's buffer that of the same network without one.
 """
 
 import collections
@@ -32,6 +32,7 @@ from etils import epath
 
 from diffusion_jax import cli, mesh, methods, sampling
 from diffusion_jax import config as config_lib
+from diffusion_jax.data import batching
 from diffusion_jax.nets import layers
 from diffusion_jax.training import parallel, start, update
 from diffusion_jax.training import state as state_lib
@@ -45,6 +46,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns; every one runs each case o
 _INPUT = flags.DEFINE_bool("input", False, "Measure how fast the config's own data are read, and nothing else.")
 _ONLY = flags.DEFINE_enum("only", None, ["sampler", "update"], "Leave the other of the two out.")
 
+_EXAMPLES = 50_000  # that DDDM remembers, where the config does not say
 _CONV = (16, 32, 256)  # images a device, their height and width, channels in and out
 
 
@@ -142,7 +144,10 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
   variables = mesh.everywhere(variables)
 
   def network(variables, x, t, labels):
-    return method.denoise(variables, x, t, None if labels is None else {"label": labels}).clean
+    cond = {} if labels is None else {"label": labels}
+    if setting.sampler == "dddm":
+      cond["previous"] = x
+    return method.denoise(variables, x, t, cond or None).clean
 
   def sample(grid):
     guidance = None if setting.guidance == 1 else setting.guidance
@@ -172,8 +177,14 @@ def update_case(config, method, layout, state, network_operations: float) -> Cas
   passes = 4 * config.dpdm.score_steps + 5 if config.method == "dpdm" else 3
   per_call, first_and_stop = config.train.updates_per_call, parallel.host_slots(config.train.batch_size)
   rows = np.arange(*first_and_stop, dtype=np.int32)
+  index = rows
+  if config_lib.slices(config) > 1:
+    examples = config.dddm.num_examples, config_lib.slices(config)
+    index = batching.indices(0, 0, config.train.batch_size, *examples)[slice(*first_and_stop)].astype(np.int32)
   shapes, rng = start.example_batch(config, len(rows)), np.random.default_rng(0)
-  batch = {"image": rng.uniform(-1, 1, shapes["image"].shape).astype(np.float32), "index": rows, "slot": rows}
+  batch = {"image": rng.uniform(-1, 1, shapes["image"].shape).astype(np.float32), "index": index, "slot": rows}
+  if config_lib.on_host(config):
+    batch["stored"] = np.zeros(shapes["stored"].shape, shapes["stored"].dtype)
   if config.data.name == config_lib.LATENTS:
     batch["log_variance"] = batch["image"]
   batch["label"] = rows % max(config.data.num_classes, 1)
@@ -185,19 +196,23 @@ def update_case(config, method, layout, state, network_operations: float) -> Cas
 
 def first_state(config, method, layout):
   """A run's first state, laid for its update."""
-  fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
-  shardings = layout.shardings(start.shapes(method, config))
-  create = lambda: start.create_state(method, config)
-  return layout.lay(jax.jit(create, compiler_options=fast, out_shardings=shardings)())
+  where = start.shardings(config, layout, start.shapes(method, config))
+  state = start.make_state(method, config, where)
+  if config_lib.on_host(config):
+    state = state.replace(buffer=start.nothing_written(config, layout))
+  return layout.lay(state)
 
 
 def plain(config):
-  """The config that a run is measured against: of DPDM its teacher's, of Dual-Output that of noise alone; or None."""
+  """The config that a run is measured against: of DPDM its teacher's, of Dual-Output that of noise alone, of DDDM's
+  buffer x̄_0 from noise; or None."""
   config = config.copy_and_resolve_references()
   if config.method == "dpdm":
     config.method, config.init_from = config.dpdm.diffusion, ""
   elif config.method == "dual_output" and config.dual.heads == "dual":
     config.dual.heads = "eps"
+  elif config_lib.slices(config) > 1:
+    config.dddm.update(estimates="noise", buffer_refresh=0.0, buffer_writes="estimate")
   else:
     return None
   return config
@@ -320,6 +335,8 @@ def show(record: dict):
 
 def main():
   config = get_config()
+  if config.method == "dddm":
+    config.dddm.num_examples = config.dddm.num_examples or _EXAMPLES
   config_lib.check(config, jax.device_count())
   if _REPEATS.value < 1:
     raise cli.UsageError(f"--repeats={_REPEATS.value}: at least 1")

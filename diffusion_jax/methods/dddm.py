@@ -94,6 +94,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     if buffered:
       stored = framed(batch["stored"].astype(jnp.float32), batch, None)
       stored = stored if labels is None else augment.warp(stored, labels)
+      if not setting.buffer_refresh:
+        return stored
       fresh = jax.vmap(lambda key: jax.random.bernoulli(key, setting.buffer_refresh))
       return jnp.where(fresh(base.streams(batch["key"], _REFRESH))[:, None, None, None], noise, stored)
     most = setting.in_step_iterations if setting.estimates == "in_step" else 0
