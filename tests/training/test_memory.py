@@ -3,45 +3,22 @@
 import re
 import threading
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from training import tiny
+from training.toy_dddm import Toy, config_of
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
 from diffusion_jax.config import ConfigError
 from diffusion_jax.data import batching, sources
 from diffusion_jax.methods import dddm
-from diffusion_jax.nets import layers
 from diffusion_jax.training import checkpoint, loop, memory, parallel, start, update
 from diffusion_jax.training.run_config import WorkdirError
 
-STEPS, COUNT = 12, 297
-
-
-class Toy(nn.Module):
-  """Two convolutions of x and x̄_0 with dropout, in place of the U-Net."""
-
-  @nn.compact
-  def __call__(self, x, c_noise, labels=None, augment=None, dropout_keys=None, context=None):
-    h = layers.Conv(8, name="conv0")(jnp.concatenate([x, context], -1))
-    h = nn.silu(h + layers.Linear(8, name="noise")(c_noise[:, None] / 1000)[:, None, None])
-    return {"out": layers.Conv(x.shape[-1], name="conv1")(layers.dropout(h, 0.1, dropout_keys, self.path))}
-
-
-def config_of(**fields):
-  c = tiny.get_config()
-  c.method = "dddm"
-  c.data.update(split="test", num_classes=0)
-  c.label_dropout = 0.0
-  c.dddm.update(conditioning="concat", buffer_refresh=0.2)
-  c.sampling.update(sampler="dddm", grid="dddm", num_steps=2)
-  c.train.update(batch_size=64, num_steps=STEPS, checkpoint_every=6)
-  c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-  return c
+STEPS, COUNT = 12, 297  # updates; examples of the split
 
 
 @pytest.fixture(scope="module", autouse=True)

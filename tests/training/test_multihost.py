@@ -111,6 +111,26 @@ def test_losses_do_not_depend_on_hosts_devices_or_layout(trained, name):
     np.testing.assert_allclose([m[field] for m in other], [m[field] for m in one], rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["device", "host"])
+def test_two_hosts_remember_their_examples(pod, memory):
+  """DDDM's losses, which hang on every example's estimate, are those of one host; each goes on where the other was."""
+  train = ["experiments/train.py", "--config=tests/training/toy_dddm.py", f"--config.dddm.buffer_memory={memory}"]
+  run = lambda name, devices, processes, steps: pod.run(
+    [*train, f"--workdir={pod.folder / name}", f"--config.train.num_steps={steps}"], devices, processes
+  )
+  one, two = f"dddm_one_{memory}", f"dddm_two_{memory}"
+  run(one, 8, 1, 12)
+  run(two, 4, 2, 6)
+  shutil.copytree(pod.folder / two, pod.folder / f"{two}_then_one")
+  run(two, 4, 2, 12)
+  run(f"{two}_then_one", 8, 1, 12)
+  for name in (two, f"{two}_then_one"):
+    for field in ("loss", "previous_error"):
+      wanted, got = ([m[field] for m in pod.metrics(n)] for n in (one, name))
+      np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name, devices, processes, layout", [
   ("fsdp", 8, 1, "pmap"), ("eight", 4, 2, "fsdp"),
   pytest.param("two", 1, 1, "pmap", marks=pytest.mark.slow), pytest.param("one", 4, 2, "pmap", marks=pytest.mark.slow),
