@@ -24,7 +24,7 @@ from diffusion_jax import presets
 
 
 def get_config(row="1000"):
-  t, *depth = presets.row(row, ("1000", "2000", "4000", "8000"), *[("deep",)] * row.count("-"))
+  t, *depth = presets.row(row, ("1000", "2000", "4000", "8000"), *[("deep",)] * row.endswith("-deep"))
   c = config_lib.default()
   c.data.update(name="zip", path="datasets/cifar10-32x32.zip", resolution=32, channels=3, num_classes=0)
   c.network.update(arch="adm", channels=128, channel_mult=(1, 2, 2, 2), num_blocks=6 if depth else 3)

@@ -52,6 +52,20 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
     yield np.arange(start, start + size) % count
 
 
+def host_sharding() -> NamedSharding | None:
+  """The first axis of an array over the hosts, in their own memory; None where JAX has no CPU backend for it."""
+  try:
+    devices = jax.devices("cpu")
+  except RuntimeError:  # JAX_PLATFORMS=cuda
+    return None
+  firsts = {}
+  for device in sorted(devices, key=lambda device: device.id):
+    firsts.setdefault(device.process_index, device)
+  if len(firsts) < jax.process_count():
+    return None
+  return NamedSharding(Mesh(np.array([firsts[i] for i in sorted(firsts)]), (AXIS,)), PartitionSpec(AXIS))
+
+
 def check_same(value, message: str):
   """Raises ValueError, on all hosts, unless they all give the same numbers."""
   if jax.process_count() > 1:

@@ -178,7 +178,7 @@ def update_case(config, method, layout, state, network_operations: float) -> Cas
   per_call, first_and_stop = config.train.updates_per_call, parallel.host_slots(config.train.batch_size)
   rows = np.arange(*first_and_stop, dtype=np.int32)
   index = rows
-  if config_lib.slices(config) > 1:
+  if config_lib.remembers(config):
     examples = config.dddm.num_examples, config_lib.slices(config)
     index = batching.indices(0, 0, config.train.batch_size, *examples)[slice(*first_and_stop)].astype(np.int32)
   shapes, rng = start.example_batch(config, len(rows)), np.random.default_rng(0)
@@ -211,8 +211,9 @@ def plain(config):
     config.method, config.init_from = config.dpdm.diffusion, ""
   elif config.method == "dual_output" and config.dual.heads == "dual":
     config.dual.heads = "eps"
-  elif config_lib.slices(config) > 1:
-    config.dddm.update(estimates="noise", buffer_refresh=0.0, buffer_writes="estimate")
+  elif config_lib.remembers(config):
+    config.dddm.update(estimates="noise", buffer_refresh=0.0, buffer_writes="estimate", buffer_memory="device")
+    config.dddm.consistency_weight = False
   else:
     return None
   return config

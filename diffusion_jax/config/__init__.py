@@ -17,11 +17,12 @@ from diffusion_jax.config.fields import (
   default,
   on_host,
   ratios,
+  remembers,
   slices,
 )  # fmt: skip
 
 __all__ = [
   "CROPS", "LATENTS", "LATENT_METHODS", "TASKS", "TRANSFORMS", "UNSAMPLED", "ConfigError", "check", "check_guide",
-  "choose", "decay_images", "default", "flatten", "of_file", "on_host", "ratios", "slices", "unknown_field",
-  "wrong",
+  "choose", "decay_images", "default", "flatten", "of_file", "on_host", "ratios", "remembers", "slices",
+  "unknown_field", "wrong",
 ]  # fmt: skip

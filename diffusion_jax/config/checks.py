@@ -218,12 +218,12 @@ def _check_dddm(config: ConfigDict, device_count: int | None):
     raise wrong("dddm.num_steps", setting.num_steps, "must be more than 20: β ends at 20/T, which is below 1")
   if setting.conditioning == "attention" and not (setting.attention_resolutions or setting.attention_bottleneck):
     raise wrong("dddm.attention_resolutions", (), "must hold a resolution for dddm.conditioning = 'attention'")
+  if setting.estimates != "in_step":
+    _check_idle(setting, ("in_step_iterations",))
   if not 0 <= setting.buffer_refresh <= 1:
     raise wrong("dddm.buffer_refresh", setting.buffer_refresh, "must be a probability in [0, 1]")
   if setting.estimates != "buffer":
-    for field in ("buffer_writes", "buffer_refresh"):
-      if setting[field] != (value := default().dddm[field]):
-        raise wrong(f"dddm.{field}", setting[field], f"must be {value!r} for dddm.estimates = {setting.estimates!r}")
+    _check_idle(setting, ("buffer_writes", "buffer_refresh", "buffer_memory", "consistency_weight"))
     return
   if device_count and setting.buffer_slices % device_count:
     raise wrong("dddm.buffer_slices", setting.buffer_slices, f"must be a multiple of {device_count} devices")
@@ -232,6 +232,13 @@ def _check_dddm(config: ConfigDict, device_count: int | None):
     raise wrong("train.batch_size", train.batch_size, expected)
   if setting.buffer_memory == "host" and train.updates_per_call > 1:
     raise wrong("train.updates_per_call", train.updates_per_call, "must be 1 for dddm.buffer_memory = 'host'")
+
+
+def _check_idle(setting: ConfigDict, fields: tuple[str, ...]):
+  """Raises ConfigError for a field of config.dddm that is set and of no use."""
+  for field in fields:
+    if setting[field] != (value := default().dddm[field]):
+      raise wrong(f"dddm.{field}", setting[field], f"must be {value!r} for dddm.estimates = {setting.estimates!r}")
 
 
 def _check_unsampled(config: ConfigDict):

@@ -211,15 +211,19 @@ def default() -> ConfigDict:
   return c
 
 
+def remembers(config: ConfigDict) -> bool:
+  """Whether a run remembers its examples, see training/memory.py."""
+  return config.method == "dddm" and config.dddm.estimates == "buffer"
+
+
 def slices(config: ConfigDict) -> int:
-  """The number of parts in which a run remembers its examples, see training/memory.py; 1 of one that does not."""
-  buffered = config.method == "dddm" and config.dddm.estimates == "buffer"
-  return config.dddm.buffer_slices if buffered else 1
+  """The number of parts in which a run remembers its examples; 1 of one that does not."""
+  return config.dddm.buffer_slices if remembers(config) else 1
 
 
 def on_host(config: ConfigDict) -> bool:
   """Whether what a run remembers of its examples lies in the memory of the hosts."""
-  return config.method == "dddm" and config.dddm.estimates == "buffer" and config.dddm.buffer_memory == "host"
+  return remembers(config) and config.dddm.buffer_memory == "host"
 
 
 def decay_images(config: ConfigDict) -> int:

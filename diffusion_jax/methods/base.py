@@ -31,8 +31,8 @@ class Method(NamedTuple):
   Attributes:
     init: (key, example_batch) -> TrainState.
     update: (state, batch, key) -> (state, metrics): one optimisation step; `batch` holds "image" [B, H, W, C],
-      "slot" [B] and, with classes, "label" [B], with a task "condition" [B, h, w, c]; of latents "image" is their mean,
-      beside "log_variance".
+      "index" and "slot" [B] and, with classes, "label" [B], with a task "condition" [B, h, w, c]; of latents "image" is
+      their mean, beside "log_variance"; of examples remembered on the hosts "stored" is what is.
     denoise: (variables, x, t, cond) -> Prediction; cond is None or {"label": [B] int, -1 for none}, in training also
       "augment" [B, 9], the labels of EDM's augmentation, and "dropout", keys [B]. None for a method that draws nothing.
     process: the forward process of denoise's x and t.

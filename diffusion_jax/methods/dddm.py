@@ -6,8 +6,8 @@
 By Algorithm 1 every example has an estimate x̄_0 of its own, from N(0, I) before the first epoch: f of the visit before,
 in float32 or less, as TrainState.buffer. No gradient passes through it. It belongs to the image as the data have it: a
 visit that sees the image mirrored mirrors the estimate too, and what it stores back. A warp cannot be undone, so a
-visit that warps the image (data.augment) leaves the estimate as it is. In place of the buffer an update may make x̄_0
-from its own x_t,
+visit that warps the image (data.augment) leaves the estimate as it was before the update. In place of the buffer an
+update may make x̄_0 from its own x_t,
 
     x̄_0^(0) ~ N(0, I),  x̄_0^(i+1) = f(x̄_0^(i), x_t, t),  x̄_0 = x̄_0^(k),  k ~ U{0, …, K}     (1)
 
@@ -56,7 +56,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   setting, chain = config.dddm, process_from_config(config)
   network = network_from_config(config)
   distance = distances.from_config(config, setting.metric, setting.metric_c)
-  buffered, slices = setting.estimates == "buffer", config_lib.slices(config)
+  buffered, slices = config_lib.remembers(config), config_lib.slices(config)
   on_host = config_lib.on_host(config)
 
   def denoise(variables, x, t, cond=None):
@@ -113,8 +113,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
   def update(state, batch, key):
     batch = {**batch, "key": state_lib.example_keys(key, state.step, batch["slot"])}
     if setting.consistency_weight:
-      epoch = state.step * config.train.batch_size // max(setting.num_examples, 1)
-      batch["epoch"] = jnp.full(len(batch["slot"]), epoch, jnp.float32)
+      epoch = jnp.floor(state.step.astype(jnp.float32) * (config.train.batch_size / setting.num_examples))
+      batch["epoch"] = jnp.full(len(batch["slot"]), epoch)
     if buffered and not on_host:
       memory.check(batch["index"], setting.num_examples, slices, len(state.buffer["estimate"]))
       batch["stored"] = memory.read(state.buffer["estimate"], batch["index"], slices)
@@ -138,6 +138,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return base.init_of(config, network)(key, {**example_batch, "condition": example_batch["image"]})
 
   def remember(key):
+    if not setting.num_examples:
+      raise config_lib.wrong("dddm.num_examples", 0, "must be the number of examples in the data; training finds it")
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
     key, dtype = jax.random.fold_in(key, _FIRST), jnp.dtype(setting.buffer_dtype)
     return {"estimate": memory.create(key, setting.num_examples, slices, shape, dtype)}

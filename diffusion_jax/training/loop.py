@@ -50,7 +50,7 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
     profile: steps of which a profiler trace is written under workdir/profile.
 
   Returns:
-    The last state, as NumPy arrays.
+    The last state, as NumPy arrays; of what it remembers of its examples this host's part.
 
   Raises:
     ConfigError, WorkdirError, DataError: before anything compiles.
@@ -128,11 +128,11 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
               workdir, config, method, len(source), bad, int(counts[last]), checkpoints.latest_step()
             )
 
-    def whole_state(gather):
-      """The state as `gather` gives it, with all that is remembered of the examples."""
+    def gathered():
+      """The state to be saved, with all that is remembered of the examples."""
       if not hosts:
-        return gather(state)
-      return gather(state.replace(buffer={})).replace(buffer={"estimate": hosts.whole(step - 1)})
+        return layout.gather(state)
+      return layout.gather(state.replace(buffer={})).replace(buffer={"estimate": hosts.whole(step - 1)})
 
     def look(step: int, done: str = ""):
       """Scores and draws the averaged network, where that is due and not done; all hosts take part."""
@@ -173,14 +173,16 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
         settle()
         with saving():
           writer.flush()
-        checkpoints.save(whole_state(layout.gather), step)
+        checkpoints.save(gathered(), step)
         watchdog.beat(f"the checkpoint of step {step}")
       if stopping:
         logging.warning("stopped by SIGTERM at step %d; saved", step)
         break
       look(step)
     settle()
-    return whole_state(layout.whole)
+  if hosts:  # what follows is nobody's loss: all is on disk
+    return layout.whole(state.replace(buffer={})).replace(buffer={"estimate": hosts.held})
+  return layout.whole(state)
 
 
 def _due(every: int, step: int, num_steps: int) -> bool:

@@ -19,13 +19,13 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import mesh as mesh_lib
 from diffusion_jax.data import cache, identity
 from diffusion_jax.data.base import Source
-from diffusion_jax.mesh import AXIS
 from diffusion_jax.types import Array, Key
 
 
@@ -90,12 +90,7 @@ def _rows(buffer: Array, index: Array, slices: int) -> Array:
   return (index // slices).reshape(buffer.shape[0], -1)
 
 
-def host_sharding() -> NamedSharding:
-  """Where a buffer on the hosts lies when it is made, saved and restored: the slices of each in its own memory."""
-  firsts = {}
-  for device in sorted(jax.devices("cpu"), key=lambda device: device.id):
-    firsts.setdefault(device.process_index, device)
-  return NamedSharding(Mesh(np.array([firsts[i] for i in sorted(firsts)]), (AXIS,)), PartitionSpec(AXIS))
+_COPIES = 3  # of a buffer on the host while it is saved: itself, one that stands still, and the writer's
 
 
 class OnHost:
@@ -108,14 +103,14 @@ class OnHost:
   def __init__(self, buffer: Array, slices: int, first_step: int):
     """
     Args:
-      buffer: equation (1) under `host_sharding`; copied.
+      buffer: equation (1) under `mesh.host_sharding`; copied.
       slices: S.
       first_step: the first step whose batch is taken.
     """
     (shard,) = buffer.addressable_shards
     self._first, self._slices, self._sharding = shard.index[0].start or 0, slices, buffer.sharding
-    self._held = np.array(shard.data)  # [own slices, rows, ...]
-    self._taken = np.full(self._held.shape[:2], first_step - 1)  # the last step that took a place
+    self.held = np.array(shard.data)  # [own slices, rows, ...]
+    self._taken = np.full(self.held.shape[:2], first_step - 1)  # the last step that took a place
     self._written, self._trouble = first_step - 1, None  # the last step whose values are here
     self._change = threading.Condition()
     self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="memory")
@@ -129,7 +124,7 @@ class OnHost:
       if self._trouble is not None:
         raise self._trouble
       self._taken[place] = step
-      return self._held[place]
+      return self.held[place]
 
   def put(self, step: int, index: np.ndarray, values: Array):
     """Writes values [.., n, ...] of a step's update, when they are there; steps come in order. Returns at once."""
@@ -138,9 +133,9 @@ class OnHost:
 
   def _write(self, step, index, shards):
     try:
-      values = np.concatenate([np.asarray(shard).reshape(-1, *self._held.shape[2:]) for shard in shards])
+      values = np.concatenate([np.asarray(shard).reshape(-1, *self.held.shape[2:]) for shard in shards])
       with self._change:
-        self._held[self._places(index)] = values  # of equal places the last value stands
+        self.held[self._places(index)] = values  # of equal places the last value stands
         self._written = step
         self._change.notify_all()
     except Exception as error:  # whatever the update raised; the next `take` or `whole` raises it
@@ -152,12 +147,12 @@ class OnHost:
       self._change.notify_all()
 
   def whole(self, step: int) -> Array:
-    """The buffer after a step whose values have been put, under `host_sharding`; a copy."""
+    """The buffer after a step whose values have been put, under `mesh.host_sharding`; a copy."""
     with self._change:
       self._change.wait_for(lambda: self._trouble is not None or self._written >= step)
       if self._trouble is not None:
         raise self._trouble
-      return jax.make_array_from_process_local_data(self._sharding, self._held.copy())
+      return jax.make_array_from_process_local_data(self._sharding, self.held.copy())
 
   def close(self):
     """Ends the thread, and every `take` that waits."""
@@ -178,10 +173,15 @@ def resolve(config: ConfigDict, source: Source, mesh: Mesh) -> ConfigDict:
     mesh: the devices that the buffer will lie on.
 
   Raises:
-    ConfigError: the data are others than the config's, or the buffer is larger than the memory.
+    ConfigError: the data are others than the config's, or fewer than slices, or the buffer does not fit.
   """
-  if (config.method, config.dddm.estimates) != ("dddm", "buffer"):
+  if not config_lib.remembers(config):
     return config
+  if config.dddm.buffer_slices > len(source):
+    expected = f"must be at most the number of examples, {len(source)}"
+    raise config_lib.wrong("dddm.buffer_slices", config.dddm.buffer_slices, expected)
+  if config_lib.on_host(config) and mesh_lib.host_sharding() is None:
+    raise config_lib.wrong("dddm.buffer_memory", "host", "needs JAX's CPU backend too: JAX_PLATFORMS=cuda,cpu")
   known = {"num_examples": len(source), "fingerprint": _fingerprint(config.data)}
   for field, found in known.items():
     if config.dddm[field] not in (type(found)(), found):
@@ -209,6 +209,7 @@ def _check_size(config: ConfigDict, source: Source, mesh: Mesh):
   room = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
   if setting.buffer_memory == "host" or not all(room):
     room, where = [cache.available_memory()], "on a host"
+    share *= _COPIES if setting.buffer_memory == "host" else 1
   if room[0] and share > sum(room):
     less = "dddm.buffer_dtype = 'float16', dddm.buffer_memory = 'host', more devices, or dddm.estimates = 'in_step'"
     expected = f"the estimates of {len(source):,} images take {share / 1e9:.3g} GB {where}, which has "

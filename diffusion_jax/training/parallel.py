@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.mesh import AXIS, batch_sharding
+from diffusion_jax.mesh import AXIS, batch_sharding, host_sharding
 from diffusion_jax.training import update
 from diffusion_jax.training.state import TrainState
 
@@ -49,7 +49,7 @@ class Layout(Protocol):
     """From arrays under `shardings` to what `compile`'s function takes."""
 
   def gather(self, tree):
-    """Back from what is laid to arrays under `shardings`."""
+    """Back from what is laid to arrays under `shardings`; a buffer may come in the hosts' memory."""
 
   def laid_shapes(self, shapes):
     """The shapes of what `lay` gives, with their shardings; nothing is allocated."""
@@ -110,6 +110,12 @@ def _own_slices(x) -> np.ndarray:
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def _alone(x):
+  """x[None], in the memory of x."""
+  return x[None]
+
+
 def host_slots(batch_size: int) -> tuple[int, int]:
   """First and one past last slot of the global batch that this host reads."""
   share = batch_size // jax.process_count()
@@ -157,7 +163,7 @@ class Pmap:
 
   def lay(self, tree):
     def own(x):
-      shards = [shard.data[None] for shard in x.addressable_shards]
+      shards = [_alone(shard.data) for shard in x.addressable_shards]
       shape = (jax.local_device_count(), *shards[0].shape[1:])
       return jax.make_array_from_single_device_arrays(shape, batch_sharding(), shards)
 
@@ -175,6 +181,9 @@ class Pmap:
       return jax.make_array_from_single_device_arrays(x.shape[1:], self._hosts, [one.reshape(x.shape[1:])])
 
     def own(x):
+      where = host_sharding()
+      if where is not None:  # another copy of it may be more than a device has left
+        return jax.make_array_from_process_local_data(where, _own_slices(x).reshape(-1, *x.shape[2:]))
       shards = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
       shape = (self.mesh.size * x.shape[1], *x.shape[2:])
       return jax.make_array_from_single_device_arrays(shape, self._slices, shards)
@@ -210,7 +219,7 @@ class Pmap:
 
   def whole(self, tree):
     one = lambda x: np.asarray(x.addressable_shards[0].data)[0]
-    return _by_part(one, lambda x: np.concatenate(list(_own_slices(x))), tree)
+    return _by_part(one, lambda x: _own_slices(x).reshape(-1, *x.shape[2:]), tree)
 
   def compile(self, step, updates_per_call=1):
     call = _calls(step, updates_per_call)

@@ -54,7 +54,7 @@ FREE = (
   "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.keep_best",
   "train.sample_every", "train.score_every", "train.score_images", "train.score_inception", "network.remat",
   "data.path", "data.data_dir", "data.cache", "task.path", "hang_timeout", "latent.autoencoder", "sampling.",
-  "dddm.buffer_memory",
+  "dddm.buffer_memory", "lpips.weights",
 )  # fmt: skip
 # What a run's own config has from its data, where it was left to them.
 MEASURED = ("latent.scale", "latent.sha256", "dddm.num_examples", "dddm.fingerprint")

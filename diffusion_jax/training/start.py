@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax import config as config_lib
 from diffusion_jax import mesh, methods
 from diffusion_jax.methods import conditions
-from diffusion_jax.training import memory, parallel
+from diffusion_jax.training import parallel
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Key, Params
 
@@ -32,7 +32,7 @@ def shardings(config, layout: parallel.Layout, shapes: TrainState) -> TrainState
   where = layout.shardings(shapes)
   if not config_lib.on_host(config):
     return where
-  return where.replace(buffer=jax.tree.map(lambda _: memory.host_sharding(), where.buffer))
+  return where.replace(buffer=jax.tree.map(lambda _: mesh.host_sharding(), where.buffer))
 
 
 def in_update(config, shapes: TrainState) -> TrainState:

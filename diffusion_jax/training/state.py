@@ -22,7 +22,8 @@ class TrainState:
     skipped_in_row: those since the last good one, int32.
     window: sums of the metrics since the last log line, and their number.
     buffer: what the method remembers of every example, arrays [slices, rows, ...] that are split over the devices by
-      their first axis, see training/memory.py; {} of most methods.
+      their first axis, see training/memory.py; {} of most methods. Where that lies on the hosts, between updates what
+      the last one has for them, [B, ...], split likewise.
   """
 
   step: Array

@@ -40,6 +40,7 @@ class Source(NamedTuple):
     freqs: the Fourier frequencies that they were trained with, constants of the network; () for none of its own.
     preconditioner: the one that they were trained in, if any.
     network: of config.network, what shapes do not tell, or tell badly.
+    dddm: of config.dddm, the same.
   """
 
   params: Params
@@ -48,6 +49,7 @@ class Source(NamedTuple):
   freqs: tuple[float, ...]
   preconditioner: par.Preconditioner | None
   network: dict[str, Any] = {}
+  dddm: dict[str, Any] = {}
 
 
 class Fit(NamedTuple):
@@ -103,7 +105,8 @@ def _first_shapes(method: methods.Method, config) -> TrainState:
 def _of_run(params: Params, config) -> Source:
   preconditioner = methods.from_config(config).preconditioner
   heads = {"num_heads": config.network.num_heads}
-  return Source(params, config.method, _data(config), config.network.freqs, preconditioner, heads)
+  dddm = {name: config.dddm[name] for name in ("conditioning", "positions")} if config.method == "dddm" else {}
+  return Source(params, config.method, _data(config), config.network.freqs, preconditioner, heads, dddm)
 
 
 def _of_adm(path: str, config) -> Source:
@@ -168,6 +171,7 @@ def fit(source: Source, method: methods.Method, config) -> Fit:
     raise config_lib.wrong("init_from", config.init_from, expected)
   _check_fields(config, "data", source.data)
   _check_fields(config, "network", source.network)
+  _check_fields(config, "dddm", source.dddm)
   if source.preconditioner is not None and source.preconditioner != method.preconditioner:
     diffusion = config.dpdm.diffusion if config.method == "dpdm" else config.method
     chains = {"dual_output": ("dual", "process"), "classifier": ("classifier", "process")}

@@ -249,22 +249,22 @@ def test_the_l2_loss_has_the_conditional_mean_for_its_minimiser(monkeypatch, est
   """Of data N(.3, .5²) it is E[x_0|x_t] = m + k·(x − α·m), k = α·s²/(α²s² + σ²), which no x̄_0 made of x_t and noise
   adds to: an affine network comes within 2 % of it at every t, started from nothing.
   """
-  config = dddm_config(dddm__estimates=estimates, dddm__num_steps=25, train__batch_size=2048)
+  config = dddm_config(dddm__estimates=estimates, dddm__num_steps=25, train__batch_size=512)
   config.optimizer.update(learning_rate=0.03, warmup_images=0, decay_power=2.0)
-  config.train.num_steps = 600
+  config.train.num_steps = 400
   config.ema.half_life_images = 100_000
   monkeypatch.setattr(dddm, "network_from_config", lambda config: PerTime())
   method, m, s = methods.from_config(config), 0.3, 0.5
   now = start.create_state(method, config)
-  slot = jnp.arange(2048)
+  slot = jnp.arange(512)
 
   @jax.jit
   def step(now, key):
-    images = m + s * jax.random.normal(key, (2048, 8, 8, 1))
+    images = m + s * jax.random.normal(key, (512, 8, 8, 1))
     now, _ = method.update(now, {"image": images, "label": slot, "index": slot, "slot": slot}, key)
     return now.replace(step=now.step + 1)
 
-  for i in range(600):
+  for i in range(400):
     now = step(now, jax.random.key(i))
   t = jnp.arange(1, 26)
   alpha, sigma = np.asarray(method.process.alpha(t)), np.asarray(method.process.sigma(t))
@@ -301,6 +301,8 @@ def test_an_examples_first_estimate_depends_on_its_number_alone():
   ({"dddm__conditioning": "atention"}, ["dddm.conditioning = 'atention'", "attention"]),
   ({"dddm__estimates": "instep"}, ["dddm.estimates = 'instep'", "in_step"]),
   ({"dddm__estimates": "in_step", "dddm__buffer_refresh": 0.5}, ["dddm.buffer_refresh = 0.5", "in_step"]),
+  ({"dddm__estimates": "noise", "dddm__consistency_weight": True}, ["dddm.consistency_weight = True", "noise"]),
+  ({"dddm__in_step_iterations": 2}, ["dddm.in_step_iterations = 2", "buffer"]),
   ({"dddm__buffer_refresh": 1.5}, ["dddm.buffer_refresh = 1.5", "probability"]),
   ({"dddm__buffer_slices": 3}, ["train.batch_size = 8", "dddm.buffer_slices (3)"]),
   ({"dddm__buffer_dtype": "float8"}, ["dddm.buffer_dtype = 'float8'", "float16"]),
@@ -315,6 +317,12 @@ def test_a_config_that_cannot_be(fields, words):
   with pytest.raises(ConfigError) as error:
     methods.from_config(dddm_config(**fields))
   assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_state_is_made_of_data_that_are_known():
+  config = dddm_config(dddm__num_examples=0)
+  with pytest.raises(ConfigError, match="dddm.num_examples = 0: must be the number of examples"):
+    start.create_state(methods.from_config(config), config)
 
 
 def test_slices_are_a_multiple_of_the_devices():

@@ -163,19 +163,24 @@ def test_tokens_are_the_pixels_of_the_estimate(positions):
   assert 1e-5 < error < 0.05 if positions else error < 1e-5
 
 
-def test_gradients_reach_the_estimate_and_who_attends():
-  """With dropout, and the same where blocks are computed again."""
+def gradients(remat=False):
+  """Of a loss by the parameters and by the estimate, with dropout."""
   x, c_noise, estimate = normal(2, 4, 4, 3), normal(2), normal(2, 4, 4, 3, seed=1)
-  keys, found = jax.random.split(jax.random.key(1), 2), []
-  for remat in (False, True):
-    model = estimated.Estimated(small(remat=remat, dropout=0.1, **TOKENS))
-    params = drawn(shapes_of(model, x, c_noise, context=estimate))
-    apply = functools.partial(model.apply, x=x, c_noise=c_noise, dropout_keys=keys)
-    loss = lambda p, context, apply=apply: jnp.square(apply({"params": p}, context=context)["out"]).sum()
-    found.append(jit(jax.grad(loss, (0, 1)))(params, estimate))
-  for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+  model = estimated.Estimated(small(remat=remat, dropout=0.1, **TOKENS))
+  params = drawn(shapes_of(model, x, c_noise, context=estimate))
+  apply = functools.partial(model.apply, x=x, c_noise=c_noise, dropout_keys=jax.random.split(jax.random.key(1), 2))
+  loss = lambda p, context: jnp.square(apply({"params": p}, context=context)["out"]).sum()
+  return jit(jax.grad(loss, (0, 1)))(params, estimate)
+
+
+@pytest.mark.slow
+def test_blocks_that_are_computed_again_have_the_same_gradients():
+  for a, b in zip(jax.tree.leaves(gradients()), jax.tree.leaves(gradients(remat=True)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
-  gradient, of_estimate = found[0]
+
+
+def test_gradients_reach_the_estimate_and_who_attends():
+  gradient, of_estimate = gradients()
   assert np.abs(of_estimate).min() > 0
   assert all(np.all(leaf) for leaf in jax.tree.leaves(gradient["estimate"]))
   for name in ATTENDING:

@@ -11,7 +11,7 @@ from training import tiny
 from training.toy_dddm import Toy, config_of
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import methods
+from diffusion_jax import mesh, methods
 from diffusion_jax.config import ConfigError
 from diffusion_jax.data import batching, sources
 from diffusion_jax.methods import dddm
@@ -150,7 +150,7 @@ def test_nothing_of_it_passes_between_devices():
 
 def test_memory_on_the_host_waits_for_what_it_reads():
   """Step 2 wants an example of step 0, step 1 none: step 1's batch comes at once, step 2's when step 0 has written."""
-  buffer = jax.device_put(np.zeros((2, 3, 1), np.float32), memory.host_sharding())
+  buffer = jax.device_put(np.zeros((2, 3, 1), np.float32), mesh.host_sharding())
   hosts, taken = memory.OnHost(buffer, 2, 0), []
 
   def make():
@@ -192,12 +192,28 @@ def test_data_that_have_changed_since_the_checkpoint(tmp_path):
 def test_a_buffer_larger_than_the_memory(monkeypatch):
   monkeypatch.setattr(memory.cache, "available_memory", lambda: 50_000)
   monkeypatch.setattr(start, "create_state", None)  # nothing is made
-  for fields, word in (({}, "on a host"), ({"dddm__buffer_memory": "host"}, "on a host")):
+  for fields, size in (({}, "7.78e-05"), ({"dddm__buffer_memory": "host"}, "0.000233")):  # itself, and two while saved
     with pytest.raises(ConfigError) as error:
       loop.prepare(config_of(**fields), None)
     text = str(error.value)
-    assert text.startswith("config.dddm.estimates = 'buffer': the estimates of 297 images take 7.78e-05 GB")
-    assert word in text and "float16" in text and "'host'" in text and "in_step" in text and "\n" not in text
+    assert text.startswith(f"config.dddm.estimates = 'buffer': the estimates of 297 images take {size} GB on a host")
+    assert "which has 5e-05 GB" in text and "float16" in text and "'host'" in text and "in_step" in text
+
+
+def test_more_slices_than_examples():
+  with pytest.raises(ConfigError, match="config.dddm.buffer_slices = 320: must be at most the number of examples, 297"):
+    loop.prepare(config_of(dddm__buffer_slices=320, train__batch_size=320), None)
+
+
+def test_hosts_without_jaxs_cpu_backend(monkeypatch):
+  monkeypatch.setattr(mesh, "host_sharding", lambda: None)
+  with pytest.raises(ConfigError, match="config.dddm.buffer_memory = 'host': needs JAX's CPU backend"):
+    loop.prepare(config_of(dddm__buffer_memory="host"), None)
+
+
+def test_a_run_starts_from_one_with_the_same_sight_of_its_estimates(eight, tmp_path):
+  with pytest.raises(ConfigError, match="config.dddm.positions = False: init_from was trained with True"):
+    loop.prepare(config_of(init_from=str(eight[0]), dddm__positions=False), None)
 
 
 def test_other_methods_have_no_slices():
