@@ -249,22 +249,22 @@ def test_the_l2_loss_has_the_conditional_mean_for_its_minimiser(monkeypatch, est
   """Of data N(.3, .5²) it is E[x_0|x_t] = m + k·(x − α·m), k = α·s²/(α²s² + σ²), which no x̄_0 made of x_t and noise
   adds to: an affine network comes within 2 % of it at every t, started from nothing.
   """
-  config = dddm_config(dddm__estimates=estimates, dddm__num_steps=25, train__batch_size=512)
+  config = dddm_config(dddm__estimates=estimates, dddm__num_steps=25, train__batch_size=1024)
   config.optimizer.update(learning_rate=0.03, warmup_images=0, decay_power=2.0)
-  config.train.num_steps = 400
+  config.train.num_steps = 500
   config.ema.half_life_images = 100_000
   monkeypatch.setattr(dddm, "network_from_config", lambda config: PerTime())
   method, m, s = methods.from_config(config), 0.3, 0.5
   now = start.create_state(method, config)
-  slot = jnp.arange(512)
+  slot = jnp.arange(1024)
 
   @jax.jit
   def step(now, key):
-    images = m + s * jax.random.normal(key, (512, 8, 8, 1))
+    images = m + s * jax.random.normal(key, (1024, 8, 8, 1))
     now, _ = method.update(now, {"image": images, "label": slot, "index": slot, "slot": slot}, key)
     return now.replace(step=now.step + 1)
 
-  for i in range(400):
+  for i in range(500):
     now = step(now, jax.random.key(i))
   t = jnp.arange(1, 26)
   alpha, sigma = np.asarray(method.process.alpha(t)), np.asarray(method.process.sigma(t))
