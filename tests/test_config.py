@@ -26,6 +26,8 @@ ROWS = {
   "edm_cifar10": [f"{classes}-{row}" for classes in ("cond", "uncond") for row in _LETTERS],
   "dpdm_cifar10": ["uncond", "cond"],
   "dual_cifar10": ["linear", "cosine"],
+  "dddm_cifar10": ["1000", "8000", "1000-deep"],
+  "dddm_imagenet64": ["plain", "deep"],
   "dual_digits": ["linear", "cosine"],
   "classifier_digits": ["linear", "cosine"],
   "ddm_cifar10": _ATTENUATIONS,

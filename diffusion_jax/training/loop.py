@@ -20,6 +20,7 @@ from diffusion_jax.training import (
   autoencoders,
   classifiers,
   faults,
+  host_memory,
   memory,
   parallel,
   scores,
@@ -85,7 +86,7 @@ def train(config, workdir, profile: range | None = None) -> state_lib.TrainState
     slots, slices = parallel.host_slots(config.train.batch_size), config_lib.slices(config)
     hosts = None  # what remembers the examples, where that is not the devices
     if config_lib.on_host(config):
-      hosts = memory.OnHost(state.buffer["estimate"], slices, first)
+      hosts = host_memory.OnHost(state.buffer["estimate"], slices, first)
       state = state.replace(buffer=start.nothing_written(config, layout))
     state = layout.lay(state)
     watchdog.beat("the first state")

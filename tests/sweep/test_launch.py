@@ -141,7 +141,7 @@ def test_one_process_a_device(launch, tmp_path):
 
 def test_a_launcher_that_is_stopped_starts_nothing_more(launch, tmp_path):
   def stop(launcher, line):
-    if "process" in line:
+    if ", process " in line:  # it was started
       wait_until_scoring(tmp_path / "first" / "members" / "long")
       launcher.stop()
 
@@ -156,7 +156,7 @@ def test_slurms_warnings_do_not_reach_processes(launch):
 
 def test_no_process_outlives_a_launcher_that_raises(launch, tmp_path):
   def fail(launcher, line):
-    if "process" in line:
+    if ", process " in line:  # it was started
       wait_until_scoring(tmp_path / "first" / "members" / "long")
       raise OSError("no space left on device")
 

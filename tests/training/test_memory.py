@@ -15,7 +15,7 @@ from diffusion_jax import mesh, methods
 from diffusion_jax.config import ConfigError
 from diffusion_jax.data import batching, sources
 from diffusion_jax.methods import dddm
-from diffusion_jax.training import checkpoint, loop, memory, parallel, start, update
+from diffusion_jax.training import checkpoint, host_memory, loop, memory, parallel, start, update
 from diffusion_jax.training.run_config import WorkdirError
 
 STEPS, COUNT = 12, 297  # updates; examples of the split
@@ -151,7 +151,7 @@ def test_nothing_of_it_passes_between_devices():
 def test_memory_on_the_host_waits_for_what_it_reads():
   """Step 2 wants an example of step 0, step 1 none: step 1's batch comes at once, step 2's when step 0 has written."""
   buffer = jax.device_put(np.zeros((2, 3, 1), np.float32), mesh.host_sharding())
-  hosts, taken = memory.OnHost(buffer, 2, 0), []
+  hosts, taken = host_memory.OnHost(buffer, 2, 0), []
 
   def make():
     for step, index in enumerate(([0, 1], [2, 3], [0, 5])):
