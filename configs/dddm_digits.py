@@ -9,7 +9,7 @@ from diffusion_jax import presets
 
 def get_config():
   c = presets.small()
-  presets.set_dddm(c, "pseudo_huber", (8, 4))
+  presets.set_dddm(c, "l1", (8, 4))
   c.optimizer.warmup_images = 10_000
   c.train.num_steps = 1_000
   c.train.checkpoint_every = 250
