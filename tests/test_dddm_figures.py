@@ -1,6 +1,7 @@
 """DDDM's figures by a network whose estimate is a formula: their CSVs against the iteration in NumPy."""
 
 import csv
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +10,13 @@ from test_figures import check_mistake, outcomes
 from training import tiny
 
 from diffusion_jax import methods, process, sampling
+from diffusion_jax.data import sources
 from diffusion_jax.methods import base
 from diffusion_jax.training import checkpoint, start
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.types import Prediction, normal
 
-PROGRAM = "experiments/figures/dddm.py"
+PROGRAM, ESTIMATES = "experiments/figures/dddm.py", "experiments/figures/dddm_estimates.py"
 CHAIN = process.DDPM(1000, 1e-4, 0.02)
 # Flags after --out, and what the program says of them.
 WRONG = {
@@ -60,6 +62,10 @@ def made(tmp_path_factory):
       checkpoints.save(state.replace(step=np.int32(24)), 24)
       checkpoints.close()
   argvs = {"own": [PROGRAM, f"--out={folder}/own", f"--workdir={folder}/run", "--iterations=1,3,9", "--trace=4"]}
+  lines = [{"step": step, "previous_error": 1 / step, "estimate_error": 0.5 / step} for step in (15, 150)]
+  (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  argvs["estimates"] = [ESTIMATES, f"--out={folder}/estimates", f"--workdirs={folder}/run"]
+  argvs["of edm"] = [ESTIMATES, f"--out={folder}/wrong", f"--workdirs={folder}/edm"]
   for flags in WRONG:
     argvs[flags] = [PROGRAM, f"--out={folder}/wrong", *flags.replace("FOLDER", str(folder)).split()]
   said = outcomes(list(argvs.values()), "import test_dddm_figures; test_dddm_figures.patch()")
@@ -102,6 +108,24 @@ def test_the_trace_begins_with_noise_and_has_every_change(made):
   assert rows[0]["rms_change"] == ""
   changes = [rms(after - before) for before, after in zip(found, found[1:])]
   np.testing.assert_allclose([float(row["rms_change"]) for row in rows[1:]], changes, rtol=1e-4)
+
+
+def test_estimates_by_epoch_and_what_becomes_of_a_noisy_one(made):
+  folder, programs = made
+  assert programs["estimates"][0] == 0, programs["estimates"][1]
+  rows = list(csv.reader((folder / "estimates" / "epochs.csv").open()))[1:]
+  assert rows == [["run", "0.08", "0.0666667", "0.0333333"], ["run", "0.8", "0.00666667", "0.00333333"]]
+  found = sources.load("digits", "train").gather(np.arange(256) * 1500 // 256)
+  x0, label = found["image"].astype(float), found["label"].reshape(-1, 1, 1, 1)
+  keys = sampling.keys_of(np.arange(256))
+  x = np.asarray(CHAIN.perturb(x0, normal(keys, 0, (8, 8, 1)), 1000.0))
+  noise, rows = np.asarray(normal(keys, 1, (8, 8, 1))), list(csv.reader((folder / "estimates" / "last.csv").open()))[1:]
+  assert [row[1] for row in rows] == ["0", "0.05", "0.1", "0.2", "0.4", "0.8", "1.6", "noise"]
+  for _, level, before, after in rows:
+    previous = noise if level == "noise" else x0 + float(level) * noise
+    known = rms(previous - x0), rms(formula(previous, x, label) - x0)
+    np.testing.assert_allclose((float(before), float(after)), known, rtol=1e-4, atol=1e-6)
+  check_mistake(programs["of edm"], "a run of method edm, not of dddm", folder / "wrong")
 
 
 @pytest.mark.parametrize("flags", WRONG)
