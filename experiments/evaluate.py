@@ -1,6 +1,7 @@
 """Scores a run, a published checkpoint or images that are there already, over samplers × numbers of evaluations.
 
   python experiments/evaluate.py --workdir=runs/edm_digits --samplers=heun,euler --nfe=9,17,35
+  python experiments/evaluate.py --workdir=runs/edm_digits --sampler=all --nfe=5,10,20
   python experiments/evaluate.py --checkpoint=edm-cifar10-32x32-cond-vp.pkl --reference=cifar10-32x32.npz \\
     --inception=weights-inception-2015-12-05-6726825d.pth --out=cifar10
   python experiments/evaluate.py --workdir=runs/ddm_superres --split=test --nfe=5,10
@@ -9,7 +10,8 @@
 Writes OUT/scores.jsonl (every score with its provenance), scores.md (the table), scores.png (score against evaluations,
 a line a sampler) and the first hundred images of every setting. A run with a task makes images from the conditions of
 --split, or of --data with --task_path: its table begins with what the task comes to without a model, its pictures show
-condition, image and truth. The same command goes on where it was interrupted, and computes no score twice. A σ_min of
+condition, image and truth. "all" are all samplers that serve the run, each with the most evaluations that --nfe leaves
+it; rk45 has those that its tolerance asks for, measured. The same command goes on where it was interrupted, and computes no score twice. A σ_min of
 DPDM's grid that is searched is kept in the workdir's sigma_min.json, that of a published checkpoint in OUT's.
 """
 
@@ -23,7 +25,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from diffusion_jax import cli, sampling
+from diffusion_jax import cli, samplers, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import bench, digits, memorisation, reference, report, scoring, sigma_min, statistics
@@ -33,7 +35,7 @@ from diffusion_jax.evaluation import tasks as tasks_lib
 from diffusion_jax.evaluation.records import Records
 from diffusion_jax.training import autoencoders, classifiers
 
-_SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare; --sampler or the run's own by default.")
+_SAMPLERS = flags.DEFINE_list("samplers", None, "Samplers to compare, or all; --sampler or the run's own by default.")
 _NFE = flags.DEFINE_list("nfe", None, "Network evaluations to compare; --num_steps or the run's own by default.")
 _IMAGES = flags.DEFINE_string("images", None, "A zip of PNGs, or an .npz with the array `images`, in place of a model.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the results; WORKDIR/evaluation by default.")
@@ -53,6 +55,8 @@ def main():
     out = epath.Path(_OUT.value or model_flags.folder() / "evaluation")
     if model_flags.published:
       score_flags.check_real(None)
+    if flags.FLAGS.sampler == "all":
+      flags.FLAGS.sampler, flags.FLAGS.samplers = None, ["all"]
     config, method, variables, step, name = model_flags.open(search=False)
     checkpoint = model_flags.provenance(step)
     chosen = settings(config, method)
@@ -83,19 +87,22 @@ def main():
       picture = out / f"images_{sampler}_{nfe or 0}.png"
       subject = dataclasses.replace(subject, draw=keep_first(subject.draw, picture, examples))
       found = cli.checked(bench.score, subject, scorers, records, num_images, blocks, progress=bar.update)
-      rows.append((sampler, nfe, bench.summary(found)))
+      rows.append((sampler, found[0]["nfe"], bench.summary(found)))
   if first:
     write(out, rows, scorers, num_images, blocks)
 
 
 def settings(config: ConfigDict, method) -> dict[tuple[str, int], ConfigDict]:
-  """{(sampler, NFE): config} of --samplers × --nfe."""
-  out = {}
-  for sampler in _SAMPLERS.value or [config.sampling.sampler]:
+  """{(sampler, NFE): config} of --samplers × --nfe; an adaptive sampler has the NFE None."""
+  out, everything = {}, _SAMPLERS.value == ["all"]
+  for sampler in method.samplers if everything else _SAMPLERS.value or [config.sampling.sampler]:
     for nfe in _NFE.value or [None]:
       chosen = model_flags.with_sampler(config, config_lib.choose("sampling.sampler", sampler, method.samplers))
-      if nfe is not None:
-        chosen.sampling.num_steps = cli.nfe_steps(nfe, chosen, method)
+      if nfe is not None and not (everything and samplers.KINDS[sampler].cost is None):
+        steps = cli.nfe_steps(nfe, chosen, method, nearest=everything)
+        if steps is None:
+          continue
+        chosen.sampling.num_steps = steps
       config_lib.check(chosen)
       classifiers.find(chosen)
       out[sampler, sampling.evaluations(chosen.sampling, method)] = chosen

@@ -22,7 +22,7 @@ class Pointwise:
     self.process, self.traces, self.encoded, self.denoised = process.Decoupled(attenuation), 0, 0, 0
 
   def method(self):
-    return methods.Method(None, None, self.denoise, self.process, methods.decoupled.SAMPLERS, encode=self.encode)
+    return methods.Method(None, None, self.denoise, self.process, methods.decoupled.FIRST, encode=self.encode)
 
   def count(self, name):
     setattr(self, name, getattr(self, name) + 1)

@@ -226,21 +226,33 @@ def define_sampler():
   return override
 
 
-def nfe_steps(nfe: str, config: ConfigDict, method: methods.Method) -> int:
-  """The steps with which config.sampling's sampler spends `nfe` evaluations; else a UsageError names the nearest."""
+def nfe_steps(nfe: str, config: ConfigDict, method: methods.Method, nearest: bool = False) -> int | None:
+  """The steps with which config.sampling's sampler spends `nfe` evaluations; else a UsageError names the nearest.
+
+  Args:
+    nfe: a number.
+    config: the run's config.
+    method: its method.
+    nearest: take the most evaluations that are not more, in place of an error; None where there are none.
+  """
   if not nfe.isdigit() or not int(nfe):
     raise UsageError(f"--nfe={nfe}: expected positive whole numbers such as 9,17,35")
-  config, nearest = config.copy_and_resolve_references(), None
+  config, spends = config.copy_and_resolve_references(), {}
   for steps in range(1, int(nfe) + 1):
     config.sampling.num_steps = steps
     try:
       spent = sampling.evaluations(config.sampling, method)
-    except config_lib.ConfigError:  # a grid that has no so few steps
+    except config_lib.ConfigError:  # a grid that has no so few steps, or a solver that needs more
       continue
+    if spent is None:
+      raise UsageError(f"--nfe={nfe}: {config.sampling.sampler} spends what --rtol and --atol ask for")
     if spent == int(nfe):
       return steps
-    if nearest is None or abs(spent - int(nfe)) < abs(nearest - int(nfe)):
-      nearest = spent
+    spends.setdefault(spent, steps)
     if spent > int(nfe):
       break
-  raise UsageError(f"--nfe={nfe}: {config.sampling.sampler} cannot spend that; nearest: {nearest}")
+  if nearest:
+    fewer = [spent for spent in spends if spent < int(nfe)]
+    return spends[max(fewer)] if fewer else None
+  closest = min(spends, key=lambda spent: abs(spent - int(nfe)), default=None)
+  raise UsageError(f"--nfe={nfe}: {config.sampling.sampler} cannot spend that; nearest: {closest}")

@@ -183,6 +183,12 @@ def _check_sampling(config: ConfigDict):
       raise wrong("sampling.variance", "learned", expected)
   _check_ratio(config)
   _check_decoupled(config)
+  choose("sampling.variant", sampling.variant, ("bh1", "bh2"))
+  if sampling.tau_max < sampling.tau_min:
+    raise wrong("sampling.tau_max", sampling.tau_max, "must be at least sampling.tau_min")
+  for name in ("rtol", "atol"):
+    if not sampling[name] > 0:
+      raise wrong(f"sampling.{name}", sampling[name], "must be positive")
   if sampling.s_max < sampling.s_min:
     raise wrong("sampling.s_max", sampling.s_max, "must be at least sampling.s_min")
   if sampling.eta > 1:

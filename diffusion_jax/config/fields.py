@@ -199,6 +199,13 @@ def default() -> ConfigDict:
   c.sampling.eta = 0.0  # for ddim: 0 deterministic, 1 ancestral
   c.sampling.variance = "posterior"  # for ddpm: posterior, upper, learned
   c.sampling.refit = 0.0  # for decoupled: images become x_t − H_t(φ̂) − √t·ε̂, clipped to [−refit, refit]; 0: not
+  c.sampling.order = 0  # for multistep, deis, unipc, sa_solver; 0: the sampler's own, or the highest in so few steps
+  c.sampling.variant = "bh2"  # for unipc: bh1, bh2
+  c.sampling.tau = 1.0  # for dpmpp_2m_sde and sa_solver: noise of the step, 0 none, 1 that of the reverse SDE;
+  c.sampling.tau_min = 0.05  # of sa_solver at noise levels from this
+  c.sampling.tau_max = 1.0  # to this
+  c.sampling.rtol = 1e-3  # for rk45: relative
+  c.sampling.atol = 1e-3  # and absolute tolerance
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
   c.sampling.classifier = ""  # workdir of a run of method classifier, which guides by its gradient

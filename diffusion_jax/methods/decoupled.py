@@ -17,7 +17,7 @@ without a branch of two convolutions for the noise (Table 5).
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import losses, times
+from diffusion_jax import losses, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
@@ -25,8 +25,7 @@ from diffusion_jax.methods import base, distances
 from diffusion_jax.samplers.ancestral import reconstruct
 from diffusion_jax.training import update as update_lib
 
-SAMPLERS = ("decoupled", "ddim", "euler", "heun", "multistep", "dpdm")
-GAUSSIAN_SAMPLERS = ("ddpm", "euler_maruyama", "predictor_corrector")  # with noise levels: the constant attenuation's
+FIRST = ("decoupled", "ddim", "euler", "heun", "multistep")
 LOSSES = {"l2": losses.squared_error, "l1": losses.absolute_error}
 DECODERS = {"two": {"decoders": 2}, "branch": {"branch": True}, "one": {}}
 _PHI = base.OWN_STREAMS  # stream of an example's key, from which φ's free parameters come
@@ -84,9 +83,9 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
 
   update = update_lib.of_loss(config, loss_fn, axis_name)
-  samplers = SAMPLERS + (GAUSSIAN_SAMPLERS if process.is_gaussian else ())
+  served = samplers.serving(process, *FIRST)
   init, encode = base.init_of(config, network), base.encode_with(network)
-  return base.Method(init, update, denoise, process, samplers, times=draw_times, encode=encode)
+  return base.Method(init, update, denoise, process, served, times=draw_times, encode=encode)
 
 
 def process_from_config(config) -> process_lib.Decoupled:

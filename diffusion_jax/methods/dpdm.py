@@ -19,14 +19,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import losses, process
+from diffusion_jax import losses, process, samplers
 from diffusion_jax.config import choose
 from diffusion_jax.methods import base, dual_output, edm
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Params, Prediction, like
 
-SAMPLERS = ("dpdm", *(name for name in edm.SAMPLERS if name != "dpdm"))
+SAMPLERS = samplers.serving(process.EDM(), "dpdm", "heun", "euler")
 DIFFUSION = {"edm": edm.from_config, "dual_output": dual_output.from_config}  # methods of teachers
 _EDM = process.EDM()
 # Streams of a step's key; 0 is the noise level's, drawn by the teacher's method.

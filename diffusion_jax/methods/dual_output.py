@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import losses, times
+from diffusion_jax import losses, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
@@ -26,7 +26,7 @@ from diffusion_jax.methods import base
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array
 
-SAMPLERS = ("ddim", "ddpm", "heun", "euler", "decoupled", "dpdm", "euler_maruyama", "predictor_corrector")
+SAMPLERS = samplers.serving(process_lib.DDPM(), "ddim", "ddpm")
 PROCESSES = {"linear": process_lib.DDPM, "cosine": process_lib.Cosine}
 
 # (variables, x [B, H, W, C], t, cond) -> {"eps", "x", "r", "variance"}: [B, H, W, C], but r's logit [B, H, W, 1]

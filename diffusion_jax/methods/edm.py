@@ -15,14 +15,14 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from diffusion_jax import losses, process, times
+from diffusion_jax import losses, process, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax.config import choose
 from diffusion_jax.methods import base
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Prediction
 
-SAMPLERS = ("heun", "euler", "ddim", "ddpm", "decoupled", "dpdm", "euler_maruyama", "predictor_corrector")
+SAMPLERS = samplers.serving(process.EDM(), "heun", "euler")
 
 
 def from_config(config, axis_name: str | None = None) -> base.Method:

@@ -45,7 +45,9 @@ def num_steps(grid) -> Array:
   return jnp.sum(grid[1:] != grid[:-1])
 
 
-def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False, memory=None):
+def run(
+  step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False, memory=None, return_memory: bool = False
+):
   """Applies `step` between the grid's positive values by lax.scan, and `last` from the smallest of them to 0.
 
   Repeated values (padding) cost nothing: a branch passes over their step.
@@ -58,15 +60,18 @@ def run(step: Step, last: Step, x: Array, grid: Array, trajectory: bool = False,
     trajectory: return the states too.
     memory: pytree of arrays that each step leaves to the next: `step` then takes and returns (state, memory) in place
       of the state, and `last` takes it.
+    return_memory: return that of the last `step` too.
 
   Returns:
-    The state at 0 [B, ...]; with `trajectory`, also the states at all grid values [n+1, B, ...].
+    The state at 0 [B, ...]; with `trajectory`, also the states at all grid values [n+1, B, ...]; with `return_memory`,
+    (all that, memory).
   """
-  x_min, states = _between(step, x if memory is None else (x, memory), grid[:-1], trajectory)
+  end, states = _between(step, x if memory is None else (x, memory), grid[:-1], trajectory)
   if memory is not None and trajectory:
     states = states[0]
-  x0 = last(x_min, num_steps(grid) - 1, jnp.asarray(grid[-2]), jnp.zeros((), grid.dtype))
-  return (x0, jnp.concatenate([x[None], states, x0[None]])) if trajectory else x0
+  x0 = last(end, num_steps(grid) - 1, jnp.asarray(grid[-2]), jnp.zeros((), grid.dtype))
+  out = (x0, jnp.concatenate([x[None], states, x0[None]])) if trajectory else x0
+  return (out, end[1]) if return_memory else out
 
 
 def rise(step: Step, first: Callable[[Array, Array], Array], x0: Array, grid: Array, trajectory: bool = False):

@@ -16,6 +16,7 @@ from diffusion_jax import process as process_lib
 from diffusion_jax import samplers, tiling, times
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
+from diffusion_jax.samplers import catalogue
 from diffusion_jax.types import Array, Key
 
 MAX_STEPS = 64  # grids are padded to this many steps, or to the next power of two
@@ -65,14 +66,17 @@ def sample(
     condition: [B, h, w, c] in [−1, 1], what the images are made from, of a run with a task; None is none.
     tile: (window, overlap) for images larger than the network's: the window is its resolution, the condition has the
       images' size, at least a window. See `tiling.tiled`.
-    **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, booleans and strings not.
+    **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, but for an order; booleans
+      and strings are not.
 
   Returns:
-    Images [B, H, W, C], not clipped; with trajectory, (images, states [n+1, B, H, W, C]).
+    Images [B, H, W, C], not clipped; with trajectory, (images, states [n+1, B, H, W, C]); with rk45's count, (all that,
+    evaluations [B]).
 
   Raises:
-    ValueError: the method has no such sampler, guidance was asked for without labels, by a classifier too, or a
-      condition is not one of this method or of these images, or is missing for a tile.
+    ValueError: the method has no such sampler, a step of it uses more estimates than there are steps, guidance was
+      asked for without labels, by a classifier too, or a condition is not one of this method or of these images, or is
+      missing for a tile.
   """
   if sampler not in method.samplers:
     raise ValueError(f"sampler must be one of {', '.join(method.samplers)} for this method, got {sampler!r}")
@@ -93,9 +97,11 @@ def sample(
   if method.preconditioner is not None and not isinstance(grid, jax.Array):
     grid = _within(method.preconditioner, process, grid)
   steps = len(grid) - 1
+  catalogue.check_steps(sampler, steps, options.get("order"))
   max_steps = max(MAX_STEPS, 1 << (steps - 1).bit_length())
-  static = tuple(sorted((name, value) for name, value in options.items() if isinstance(value, bool | str)))
-  traced = {name: value for name, value in options.items() if not isinstance(value, bool | str)}
+  is_static = lambda name: name == "order" or isinstance(options[name], bool | str)
+  static = tuple(sorted((name, value) for name, value in options.items() if is_static(name)))
+  traced = {name: value for name, value in options.items() if not is_static(name)}
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   if sampler == "dddm":  # whose times are all equal: padding does not show
     traced.setdefault("iterations", steps)
@@ -105,8 +111,9 @@ def sample(
   )  # fmt: skip
   if not trajectory:
     return out
-  images, states = out
-  return images, jnp.concatenate([states[:steps], states[-1:]])
+  (images, states), *count = out if options.get("count") else (out,)
+  images = images, jnp.concatenate([states[:steps], states[-1:]])
+  return (images, *count) if count else images
 
 
 def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.ndarray:

@@ -95,6 +95,27 @@ def generate(
   return np.concatenate([np.asarray(batch) for batch in images])[: len(seeds)]
 
 
+def mean_evaluations(
+  config,
+  method: Method,
+  variables,
+  seeds,
+  labels=None,
+  classifier: guidance_lib.Classifier | None = None,
+  condition=None,
+) -> int:
+  """Network evaluations an image, as `evaluations`; those of an adaptive sampler are measured, the mean over `seeds`.
+
+  Args and errors are those of `generate`; there should be a few dozen seeds.
+  """
+  known = evaluations(config.sampling, method)
+  if known is not None:
+    return known
+  counts = []
+  generate(config, method, variables, seeds, labels, classifier=classifier, condition=condition, counts=counts)
+  return round(float(np.mean(counts))) * (1 if config.sampling.guidance == 1 else 2)
+
+
 def generate_together(
   config,
   method: Method,

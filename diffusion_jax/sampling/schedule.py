@@ -10,6 +10,7 @@ from diffusion_jax import samplers, times
 from diffusion_jax.config import choose, ratios, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
+from diffusion_jax.samplers import catalogue
 
 # Noise levels [σ_min, σ_max] of each grid where a config names none.
 _RANGES = {
@@ -67,7 +68,7 @@ def with_sampler(config, name: str):
   """A copy of a run's config with another sampler, on a grid that goes with it.
 
   The DPDM sampler takes DPDM's grid (but in place of a decoupled one), the DDDM sampler takes DDDM's, and others take
-  EDM's in place of these. The run's own sampler leaves all as it is, and what config.sampling has of num_steps,
+  EDM's in place of these. The adaptive one takes the ends of a grid of noise levels alone. The run's own sampler leaves all as it is, and what config.sampling has of num_steps,
   sigma_min and the rest stays in any case.
   """
   config = config.copy_and_resolve_references()
@@ -77,6 +78,8 @@ def with_sampler(config, name: str):
       config.sampling.grid = name
     elif config.sampling.grid in ("dpdm", "dddm"):
       config.sampling.grid = "edm"
+    if samplers.KINDS.get(name) and samplers.KINDS[name].cost is None and config.sampling.grid in _RANGES:
+      config.sampling.num_steps = 2
   return config
 
 
@@ -149,19 +152,54 @@ def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, fl
 
 
 def options_of(config, method: Method) -> dict:
-  """The keyword arguments of the sampler that a config.sampling names."""
+  """The keyword arguments of the sampler that a config.sampling names.
+
+  Raises:
+    ConfigError: the sampler has no such order, or none in so few steps.
+  """
+  name, options = config.sampler, {}
+  order = order_of(config, method)
+  if order:
+    options["order"] = order
   if config.churn:
     table = None if method.preconditioner is None else method.preconditioner.levels()
-    return {"churn": samplers.Churn(config.churn, config.s_min, config.s_max, config.s_noise, table)}
-  if config.sampler == "ddpm":
-    return {"variance": config.variance}
-  if config.sampler == "predictor_corrector":
-    return {"snr": config.snr}
-  if config.sampler == "dddm":
-    return {"clamp": config.clip or None}
-  if config.sampler == "decoupled":
-    return {"refit": config.refit} if config.refit else {}
-  return {"eta": config.eta} if config.eta else {}
+    options["churn"] = samplers.Churn(config.churn, config.s_min, config.s_max, config.s_noise, table)
+  if config.eta:
+    options["eta"] = config.eta
+  if name == "decoupled" and config.refit:
+    options["refit"] = config.refit
+  own = {
+    "ddpm": {"variance": config.variance},
+    "predictor_corrector": {"snr": config.snr},
+    "dddm": {"clamp": config.clip or None},
+    "unipc": {"variant": config.variant},
+    "dpmpp_2m_sde": {"tau": config.tau},
+    "sa_solver": {"tau": config.tau, "s_min": config.tau_min, "s_max": config.tau_max},
+    "rk45": {"rtol": config.rtol, "atol": config.atol},
+  }
+  return options | own.get(name, {})
+
+
+def order_of(config, method: Method) -> int:
+  """The order of the sampler of a config.sampling that has the option; 0 of others.
+
+  Raises:
+    ConfigError: it has no such order, or none in so few steps.
+  """
+  kind, steps = samplers.KINDS[config.sampler], len(schedule_of(config, method)[1]) - 1
+  if not kind.has_order:
+    if config.order:
+      raise wrong("sampling.order", config.order, f"must be 0 for the sampler {config.sampler}, which has but one")
+    if steps < kind.history:
+      expected = f"must be at least {kind.history} for the sampler {config.sampler}, whose steps use as many estimates"
+      raise wrong("sampling.num_steps", config.num_steps, expected)
+    return 0
+  if config.order and config.order not in kind.orders:
+    known = ", ".join(str(order) for order in sorted(kind.orders))
+    raise wrong("sampling.order", config.order, f"must be 0 or one of {known} for the sampler {config.sampler}")
+  if config.order > steps:
+    raise wrong("sampling.order", config.order, f"must be at most the number of steps ({steps})")
+  return config.order or catalogue.default_order(config.sampler, steps)
 
 
 def clip_of(config) -> float | None:
@@ -196,8 +234,14 @@ def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:
   return knots.astype(np.float32), np.float32(numbers)
 
 
-def evaluations(config, method: Method) -> int:
-  """Network evaluations an image of a config.sampling, classifier-free guidance included; those of a classifier not."""
-  steps = len(schedule_of(config, method)[1]) - 1
-  count = {"heun": 2 * steps - 1, "predictor_corrector": 2 * steps}.get(config.sampler, steps)
-  return count * (1 if config.guidance == 1 else 2)
+def evaluations(config, method: Method) -> int | None:
+  """Network evaluations an image of a config.sampling, classifier-free guidance included; those of a classifier not.
+
+  None of an adaptive sampler, see `generation.mean_evaluations`.
+
+  Raises:
+    ConfigError: the sampler has no such order, or none in so few steps.
+  """
+  order_of(config, method)
+  count = catalogue.evaluations(config.sampler, len(schedule_of(config, method)[1]) - 1)
+  return None if count is None else count * (1 if config.guidance == 1 else 2)

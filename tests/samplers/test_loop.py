@@ -1,5 +1,7 @@
 """What every sampler keeps to: evaluations, compilations, padding, one key an image, memory, gradients, errors."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,17 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import guidance, process, samplers, times
+from diffusion_jax.samplers import catalogue
 
 P = process.EDM()
 DENOISE = oracle.gaussian_denoise(P, 0.3, 0.64)
 NFE = {"euler": lambda n: n, "heun": lambda n: 2 * n - 1, "ddim": lambda n: n, "ddpm": lambda n: n,
        "decoupled": lambda n: n, "dpdm": lambda n: n, "multistep": lambda n: n,
-       "euler_maruyama": lambda n: n, "predictor_corrector": lambda n: 2 * n}  # fmt: skip
+       "euler_maruyama": lambda n: n, "predictor_corrector": lambda n: 2 * n, "deis": lambda n: n,
+       "dpm_solver_2": lambda n: 2 * n - 1, "dpm_solver_3": lambda n: 3 * n - 2, "dpmpp_2s": lambda n: 2 * n - 1,
+       "dpmpp_2m": lambda n: n, "dpmpp_3m": lambda n: n, "dpmpp_2m_sde": lambda n: n, "unipc": lambda n: n,
+       "sa_solver": lambda n: n, "rk45": None}  # fmt: skip
+STEPS = {"dpmpp_2m": 2, "dpmpp_3m": 3, "dpmpp_2m_sde": 2, "deis": 3, "unipc": 3, "sa_solver": 3, "multistep": 2}
 
 
 def keys_of(n):
@@ -35,6 +42,9 @@ def counted(calls):
 @pytest.mark.parametrize("name", NFE)
 def test_number_of_network_evaluations_with_and_without_padding(name, n):
   assert set(NFE) == set(samplers.BY_NAME) - {"dddm"}  # whose denoiser takes more, and whose grid is no path
+  if NFE[name] is None or n < STEPS.get(name, 1):
+    pytest.skip("as many as its tolerance asks for, or fewer steps than it has estimates")
+  assert catalogue.evaluations(name, n) == NFE[name](n)
   x, keys = jnp.ones((2, 2, 2, 1)), keys_of(2)
   for grid in (times.edm_grid(n), times.pad(times.edm_grid(n), 12)):
     for run in (lambda g: samplers.BY_NAME[name](counted(calls), P, x, grid, keys),
@@ -56,7 +66,7 @@ def test_one_compilation_serves_every_grid_and_churn(name):
     return samplers.BY_NAME[name](DENOISE, P, x, grid, keys, **options)
 
   keys = keys_of(3)
-  for n, lo, hi, rho, rate in [(5, 0.002, 80.0, 7.0, 0.0), (1, 0.01, 50.0, 3.0, 2.0), (16, 0.1, 10.0, 5.0, 9.0)]:
+  for n, lo, hi, rho, rate in [(5, 0.002, 80.0, 7.0, 0.0), (3, 0.01, 50.0, 3.0, 2.0), (16, 0.1, 10.0, 5.0, 9.0)]:
     grid = times.edm_grid(n, lo, hi, rho)
     x = P.prior(keys, (4, 4, 1), grid[0])
     if options:
@@ -114,9 +124,10 @@ def test_trajectory_has_every_state_once(name):
   np.testing.assert_array_equal(states[0], x)
   np.testing.assert_array_equal(states[-1], x0)
   np.testing.assert_allclose(x0, plain, rtol=1e-5)
-  if name != "heun":  # a one-stage sampler of the first two steps passes through the same states
-    _, two = samplers.BY_NAME[name](DENOISE, P, x, np.append(grid[:3], 0), keys, trajectory=True)
-    np.testing.assert_allclose(two[:3], states[:3], rtol=1e-5)
+  if catalogue.evaluations(name, 2) == 2 and "lower_final" not in inspect.signature(samplers.BY_NAME[name]).parameters:
+    # a one-stage sampler of the first three steps passes through the same states
+    _, three = samplers.BY_NAME[name](DENOISE, P, x, np.append(grid[:4], 0), keys, trajectory=True)
+    np.testing.assert_allclose(three[:4], states[:4], rtol=1e-5)
 
 
 def test_heun_can_be_differentiated(x64):
