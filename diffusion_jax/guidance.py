@@ -2,7 +2,7 @@
 
     (ĉ, ε̂) = (1 − w)·(ĉ, ε̂)_uncond + w·(ĉ, ε̂)_cond        (Ho & Salimans 2022; w = 1 is no guidance)   (1)
     w = 1 where the noise level σ(t)/α(t) is not in [lo, hi]                     (Kynkäänniemi et al. 2024)   (2)
-    x̂_0' = (1 + φ·(s_cond/s − 1))·x̂_0,  s = std of the pixels of x̂_0       (Lin et al. 2024, Section 3.4)   (3)
+    x̂_0' = (1 + φ·(d_cond/d − 1))·x̂_0,  d = std of the pixels of x̂_0       (Lin et al. 2024, Section 3.4)   (3)
     x̂_0' = clip(x̂_0·limit/s, −limit, limit),  s = limit                                                       (4)
          or s = max(quantile of the pixels of |x̂_0|, limit)       (Saharia et al. 2022, dynamic thresholding)   (5)
     ε̂' = ε̂ + (m(ĉ, t) − m(ĉ', t))/σ(t)                                        (with x̂_0' of (3), (4), (5))   (6)

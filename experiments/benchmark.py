@@ -150,11 +150,11 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
     return method.denoise(variables, x, t, cond or None).clean
 
   def sample(grid):
-    guidance = None if setting.guidance == 1 else setting.guidance
     options = sampling.options_of(setting, method)
     images = sampling.sample(
-      method, variables, keys, shape, grid, setting.sampler, labels, guidance, process=process,
-      ratio=sampling.ratio_of(setting, method), clip=sampling.clip_of(setting), **options,
+      method, variables, keys, shape, grid, setting.sampler, labels, process=process,
+      ratio=sampling.ratio_of(setting, method), clip=sampling.clip_of(setting),
+      clip_percentile=setting.clip_percentile or None, **sampling.guidance_of(setting), **options,
     )
     return jax.block_until_ready(images)
 

@@ -9,7 +9,7 @@ from diffusion_jax import latent, mesh, times
 from diffusion_jax.config import LATENTS, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.sampling.draw import keys_of, sample
-from diffusion_jax.sampling.schedule import clip_of, options_of, ratio_of, schedule_of
+from diffusion_jax.sampling.schedule import clip_of, guidance_of, options_of, ratio_of, schedule_of
 
 
 def default_labels(config, seeds, classifier: guidance_lib.Classifier | None = None) -> np.ndarray | None:
@@ -79,11 +79,12 @@ def generate(
         setting.sampler,
         process=process,
         labels=None if labels is None else mesh.spread(labels[rows]),
-        guidance=None if setting.guidance == 1 else setting.guidance,
         ratio=ratio,
         clip=clip_of(setting),
+        clip_percentile=setting.clip_percentile or None,
         classifier=classifier,
         condition=None if condition is None else mesh.spread(in_range(condition[rows])),
+        **guidance_of(setting),
         **options,
       )
     )
@@ -156,6 +157,7 @@ def generate_large(config, method: Method, variables, seed: int, condition, over
     process=process,
     ratio=ratio_of(setting, method),
     clip=clip_of(setting),
+    clip_percentile=setting.clip_percentile or None,
     condition=jnp.asarray(condition),
     tile=(window, overlap),
     **options,

@@ -165,8 +165,20 @@ def options_of(config, method: Method) -> dict:
 
 
 def clip_of(config) -> float | None:
-  """The limit to which a config.sampling has `guidance.threshold` clip images; None: not, as dddm clips by itself."""
-  return None if config.sampler == "dddm" else config.clip or None
+  """The limit to which a config.sampling has `guidance.threshold` bring images; None: not, as dddm clips by itself."""
+  return None if config.sampler == "dddm" and not config.clip_percentile else config.clip or None
+
+
+def guidance_of(config) -> dict:
+  """The keyword arguments of `sample` by which a config.sampling guides without a classifier; of what is on alone."""
+  if config.guidance == 1:
+    return {}
+  out, interval = {"guidance": config.guidance}, (config.guidance_sigma_min, config.guidance_sigma_max)
+  if interval[0] > 0 or interval[1] < process_lib.MAX_NOISE_LEVEL:
+    out["guidance_interval"] = interval
+  if config.guidance_rescale:
+    out["guidance_rescale"] = config.guidance_rescale
+  return out
 
 
 def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:
