@@ -90,7 +90,8 @@ def _rescaled(process: Process, pred: Prediction, cond: Prediction, t, share) ->
 def _std(x: Array) -> Array:
   """Standard deviation of each image, [B, 1, ...]; 0, and its derivative too, for one that is constant to rounding."""
   axes = tuple(range(1, x.ndim))
-  variance = jnp.var(x, axis=axes, keepdims=True)
+  residual = x - jnp.mean(x, axis=axes, keepdims=True)
+  variance = jnp.var(residual, axis=axes, keepdims=True)  # the first mean of a constant image is off by its rounding
   varies = variance > (4 * jnp.finfo(x.dtype).eps) ** 2 * jnp.mean(x**2, axis=axes, keepdims=True)
   return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
 
