@@ -136,7 +136,7 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
   if batch < 1 or batch % jax.local_device_count():
     raise cli.UsageError(f"--sample_batch={batch}: must be a multiple of the {jax.local_device_count()} devices")
   setting, data = config.sampling, config.data
-  process, grid = sampling.schedule_of(setting, method)
+  grid = sampling.schedule_of(setting, method)[1]
   shape = (data.resolution, data.resolution, data.channels)
   labels = sampling.default_labels(config, np.arange(batch))
   labels = None if labels is None else mesh.spread(labels.astype(np.int32))
@@ -150,18 +150,16 @@ def sampling_cases(config, method, variables, with_sampler: bool) -> tuple[dict[
     return method.denoise(variables, x, t, cond or None).clean
 
   def sample(grid):
-    guidance = None if setting.guidance == 1 else setting.guidance
-    options = sampling.options_of(setting, method)
-    images = sampling.sample(
-      method, variables, keys, shape, grid, setting.sampler, labels, guidance, process=process,
-      ratio=sampling.ratio_of(setting, method), clip=sampling.clip_of(setting), **options,
-    )
+    chosen = {**sampling.arguments_of(setting, method), "grid": grid}
+    images = sampling.sample(method, variables, keys, shape, labels=labels, **chosen)
     return jax.block_until_ready(images)
 
   x = jax.random.normal(jax.random.key(0), (batch, *shape))
   args = (variables, mesh.spread(x), mesh.everywhere(jnp.float32(1.0)), labels)
   work = products(jax.make_jaxpr(network)(*args).jaxpr)
   evaluations = sampling.evaluations(setting, method)
+  if evaluations is None:
+    raise cli.UsageError(f"--sampler={setting.sampler}: its evaluations depend on what the network says")
   network = compiled_case(jax.jit(network), args, work, batch)
   if not with_sampler:
     return {"network": network}, evaluations

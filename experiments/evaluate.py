@@ -10,9 +10,10 @@
 Writes OUT/scores.jsonl (every score with its provenance), scores.md (the table), scores.png (score against evaluations,
 a line a sampler) and the first hundred images of every setting. A run with a task makes images from the conditions of
 --split, or of --data with --task_path: its table begins with what the task comes to without a model, its pictures show
-condition, image and truth. "all" are all samplers that serve the run, each with the most evaluations that --nfe leaves
-it; rk45 has those that its tolerance asks for, measured. The same command goes on where it was interrupted, and computes no score twice. A σ_min of
-DPDM's grid that is searched is kept in the workdir's sigma_min.json, that of a published checkpoint in OUT's.
+condition, image and truth. "all" are all samplers that serve the run, with the most evaluations that --nfe leaves each;
+rk45 has those that its tolerance asks for. The same command goes on where it was interrupted, and computes no score
+twice. A σ_min of DPDM's grid that is searched is kept in the workdir's sigma_min.json, that of a published checkpoint
+in OUT's.
 """
 
 import dataclasses

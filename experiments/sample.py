@@ -46,7 +46,8 @@ def main():
   images_lib.save_png(png, images, scale=4 if images.shape[1] < 32 else 1, overwrite=True)
   with npz.open("wb") as file:
     np.savez(file, images=images_lib.to_uint8(images), seeds=seeds, **({} if labels is None else {"labels": labels}))
-  nfe = sampling.evaluations(config.sampling, method)
+  some = None if labels is None else labels[:64]
+  nfe = sampling.mean_evaluations(config, method, variables, seeds[:64], some, classifier)
   print(f"{len(images)} images of {name} by {config.sampling.sampler}, NFE {nfe}: {png} and {npz}")
 
 

@@ -62,7 +62,7 @@ def main():
       for path, image in ((out / name, made), (out / "beside" / name, beside(condition, made))):
         path.parent.mkdir(parents=True, exist_ok=True)
         images_lib.save_png(path, image[None], overwrite=True)
-  nfe = sampling.evaluations(config.sampling, method)
+  nfe = sampling.evaluations(config.sampling, method) or "by tolerance"
   print(f"{len(names)} images by {subject}, {config.sampling.sampler}, NFE {nfe} a window: {out}")
 
 

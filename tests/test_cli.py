@@ -203,6 +203,12 @@ MISTAKES = {
     sample("--workdir={tmp}/run", "--grid=dddm"), ["sampling.grid = 'dddm'", "another for the sampler heun"]
   ),
   "range": (sample("--workdir={tmp}/run", "--sigma_max=0.001"), ["sampling.sigma_max = 0.001"]),
+  "interval of no guidance": (
+    sample("--workdir={tmp}/run", "--guidance_sigma_max=5"), ["sampling.guidance_sigma_max = 5.0", "guidance = 1"]
+  ),
+  "percentile without a limit": (
+    sample("--workdir={tmp}/run", "--clip_percentile=0.9"), ["sampling.clip_percentile = 0.9", "sampling.clip"]
+  ),
   "weights not there": (
     train("--config={tmp}/toy.py", NEW, "--config.init_from={tmp}/a.pkl"), ["config.init_from = '{tmp}/a.pkl'"]
   ),

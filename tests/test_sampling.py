@@ -387,6 +387,31 @@ def test_dddm_iterates_from_its_seeds(fields, n, bias, clamp):
   np.testing.assert_allclose(got, iterated(sampling.keys_of(seeds), n, moved, clamp)[-1], atol=1e-5)
 
 
+def test_rescaling_and_dynamic_thresholds_go_with_dddm():
+  """By hand at every iteration: guided, rescaled to the deviation of its class, brought to the limit."""
+  seeds, w, share, limit, percentile = np.arange(8), 2.5, 0.7, 0.8, 0.9
+  x, image = start_of(sampling.keys_of(seeds))
+  std = lambda images: np.std(images, axis=(1, 2, 3), keepdims=True)
+  slope = np.linspace(0.5, 1.5, 8)[:, None]  # else guidance would only shift images
+
+  class Sloped(Direct):
+    def denoise(self, variables, x, t, cond):
+      pred = super().denoise(variables, x, t, cond)
+      return pred._replace(clean=pred.clean * jnp.where(like(cond["label"] < 0, x), slope, 1))
+
+  for _ in range(3):
+    base = -0.6 * image + 0.3 * x
+    own, other = base + (seeds / 10)[:, None, None, None], (base - 0.2) * slope
+    image = other + w * (own - other)
+    image = image * (share * std(own) / std(image) + 1 - share)
+    top = np.maximum(np.percentile(np.abs(image), 100 * percentile, axis=(1, 2, 3), keepdims=True), limit)
+    image = np.clip(image, -top, top) / top * limit
+  options = dict(guidance=w, guidance_rescale=share, clip=limit, clip_percentile=percentile, num_steps=3)
+  config = config_of(**DIRECT | options)
+  config_lib.check(config)
+  np.testing.assert_allclose(sampling.generate(config, Sloped().method(), {}, seeds), image, atol=1e-5)
+
+
 def test_iterations_of_dddm_do_not_compile_again():
   """Up to MAX_STEPS; a thousand of them end at the fixed point (.3·x + c)/1.6."""
   direct, seeds = Direct(), np.arange(8)

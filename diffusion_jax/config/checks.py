@@ -20,7 +20,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
   "seed", "data.num_classes", "optimizer.warmup_images", "optimizer.clip_norm", "ema.ramp_up", "sampling.guidance",
   "sampling.churn", "sampling.s_min", "sampling.s_noise", "sampling.eta", "sampling.sigma_min", "sampling.sigma_max",
-  "condition.resolution", "condition.channels",
+  "condition.resolution", "condition.channels", "sampling.guidance_sigma_min",
   "edm.vlb_weight", "dual.eps_weight", "dual.x_weight", "dual.mean_weight", "dual.vlb_weight", "sampling.switch",
   "sampling.clip", "optimizer.loss_scale_growth", "hang_timeout", "train.keep_every", "train.score_every",
   "optimizer.weight_decay", "optimizer.decay_images", "optimizer.decay_power", "optimizer.min_learning_rate",
@@ -197,7 +197,33 @@ def _check_sampling(config: ConfigDict):
     raise wrong("sampling.eta", sampling.eta, f"must be 0 for the sampler {sampling.sampler}; ddim has an eta")
   if sampling.guidance != 1 and not (config.data.num_classes and config.label_dropout):
     raise wrong("sampling.guidance", sampling.guidance, "must be 1 for a run without classes and label_dropout")
+  _check_guidance(sampling)
   check_guide(sampling)
+
+
+def _check_guidance(sampling: ConfigDict):
+  """The options of classifier-free guidance, and of clipping."""
+  unguided, plain = sampling.guidance == 1, default().sampling
+  for field in ("guidance_sigma_min", "guidance_sigma_max", "guidance_rescale"):
+    if unguided and sampling[field] != plain[field]:
+      expected = f"must be {plain[field]:g} without guidance, which sampling.guidance = 1 is"
+      raise wrong(f"sampling.{field}", sampling[field], expected)
+  if not sampling.guidance_sigma_max >= sampling.guidance_sigma_min:
+    expected = f"must be at least sampling.guidance_sigma_min ({sampling.guidance_sigma_min:g})"
+    raise wrong("sampling.guidance_sigma_max", sampling.guidance_sigma_max, expected)
+  for field in ("guidance_sigma_min", "guidance_sigma_max"):
+    if sampling.sampler == "dddm" and sampling[field] != plain[field]:
+      expected = f"must be {plain[field]:g} for the sampler dddm, which stays at one noise level"
+      raise wrong(f"sampling.{field}", sampling[field], expected)
+  if not 0 <= sampling.guidance_rescale <= 1:
+    raise wrong("sampling.guidance_rescale", sampling.guidance_rescale, "must be in [0, 1]")
+  if sampling.clip_percentile and not 0 < sampling.clip_percentile < 1:
+    raise wrong("sampling.clip_percentile", sampling.clip_percentile, "must be in (0, 1), such as .995, or 0 for none")
+  if sampling.clip_percentile and not sampling.clip:
+    raise wrong("sampling.clip_percentile", sampling.clip_percentile, "must be 0 without sampling.clip, the limit")
+  if sampling.clip_percentile and sampling.ratio == "mean":
+    expected = "must be 0 with sampling.ratio = 'mean', which is measured without"
+    raise wrong("sampling.clip_percentile", sampling.clip_percentile, expected)
 
 
 def check_guide(sampling: ConfigDict):
@@ -308,6 +334,7 @@ def _check_decoupled(config: ConfigDict):
   if config.method != "decoupled" or config.decoupled.attenuation == "constant":
     return
   plain = {"process": "own", "grid": "decoupled", "churn": 0.0, "eta": 0.0, "classifier_scale": 0.0}
+  plain |= {name: default().sampling[name] for name in ("guidance_sigma_min", "guidance_sigma_max")}
   for field, value in plain.items():  # all of them ask for noise levels
     if sampling[field] != value:
       expected = f"must be {value!r} for decoupled.attenuation {config.decoupled.attenuation!r}, not a Gaussian process"

@@ -208,9 +208,14 @@ def default() -> ConfigDict:
   c.sampling.atol = 1e-3  # and absolute tolerance
   c.sampling.snr = 0.16  # for predictor_corrector: signal-to-noise ratio of a corrector step
   c.sampling.guidance = 1.0  # scale of classifier-free guidance, 1 for none
+  c.sampling.guidance_sigma_min = 0.0  # noise levels between which it acts; at others the scale is 1, and costs as much
+  c.sampling.guidance_sigma_max = 1e6
+  c.sampling.guidance_rescale = 0.0  # φ in [0, 1]; 1 gives guided images the contrast of unguided ones, 0 does not
   c.sampling.classifier = ""  # workdir of a run of method classifier, which guides by its gradient
   c.sampling.classifier_scale = 0.0  # scale of its gradient, 0 for none
   c.sampling.clip = 0.0  # clip estimated images to [−clip, clip]; 1 is the range of the data, 0 does not clip
+  c.sampling.clip_percentile = 0.0  # share of its pixels, .995, that come to lie in [−clip, clip] undistorted: an image
+  # that reaches further is scaled down first; 0 does not
   c.sampling.ratio = "learned"  # r of dual_output: learned; mean, as measured at each t; a number, 0 the noise head
   # alone to 1 the image head alone; or several with commas, for t = T/n, 2T/n, …, T, linear in between
   c.sampling.switch = 0  # of dual_output: this many steps by the image head alone, the others by the noise head alone

@@ -72,7 +72,7 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple]) -> Subje
     batch = 256 * jax.local_device_count()
     guides = {"classifier": classifier, "decoder": autoencoders.from_config(config)}
     run = lambda seeds: sampling.generate(config, method, variables, seeds, batch_size=batch, **guides)
-    return run, sampling.evaluations(config.sampling, method)
+    return run, sampling.mean_evaluations(config, method, variables, range(64), classifier=classifier)
 
   classes = config.data.num_classes or (0 if found is None else found.config.data.num_classes)
   labels = f"seed modulo {classes}" if classes else None

@@ -156,7 +156,12 @@ def of_model(checkpoint: dict, config, open_model: Callable[[], tuple], source: 
     method, variables = open_model()
     variables, decoder = mesh.everywhere(variables), autoencoders.from_config(config)
     make = lambda seeds: make_images(config, method, variables, source, seeds, decoder)
-    return make, sampling.evaluations(config.sampling, method)
+    nfe = sampling.evaluations(config.sampling, method)
+    if nfe is None:
+      seeds, found = range(64), gather(source, range(64))
+      labels = found["label"] if config.data.num_classes else None
+      nfe = sampling.mean_evaluations(config, method, variables, seeds, labels, condition=found["condition"])
+    return make, nfe
 
   labels = "those of the images" if config.data.num_classes else None
   task = {**config.task, "path": "", "conditions": fingerprint(source)}  # the conditions themselves say where from

@@ -1,7 +1,8 @@
 """From keys to images: one jitted function for all samplers.
 
 Everything that a user varies is traced: keys, grid (padded to `MAX_STEPS`), churn, guidance scale and labels. Only
-another sampler, batch size, image shape or the first use of guidance (or of a classifier) compiles anew.
+another sampler, batch size, image shape or the first use of guidance (of an option of it, of a classifier) compiles
+anew.
 """
 
 import functools
@@ -43,6 +44,9 @@ def sample(
   classifier: guidance_lib.Classifier | None = None,
   condition: Array | None = None,
   tile: tuple[int, int] | None = None,
+  guidance_interval: tuple[float, float] | None = None,
+  guidance_rescale: float | None = None,
+  clip_percentile: float | None = None,
   **options,
 ):
   """Draws images.
@@ -56,7 +60,8 @@ def sample(
       the network was not trained on are clamped with one warning.
     sampler: one of method.samplers.
     labels: [B] classes, -1 for none; None is unconditional.
-    guidance: scale of classifier-free guidance; None evaluates the network once a step, any number twice.
+    guidance: scale of classifier-free guidance; None evaluates the network once a step, any number twice. See
+      `guidance_of` for this and its options.
     trajectory: return the states at every grid value too; of dddm its estimates.
     process: the Gaussian process to sample in, by `process.reframe`; the method's own by default.
     ratio: r of dual_output, (times [K] of method.process increasing, values [K]), see `ratio_of`; traced.
@@ -66,6 +71,10 @@ def sample(
     condition: [B, h, w, c] in [−1, 1], what the images are made from, of a run with a task; None is none.
     tile: (window, overlap) for images larger than the network's: the window is its resolution, the condition has the
       images' size, at least a window. See `tiling.tiled`.
+    guidance_interval: (lo, hi), noise levels at which `guidance` acts, which needs one evaluation at others; None is
+      everywhere.
+    guidance_rescale: φ in [0, 1] of `guidance.classifier_free`; None does not rescale.
+    clip_percentile: in (0, 1), of `guidance.threshold`, with clip; None clips as it is.
     **options: the sampler's own, such as churn=Churn(...) or eta=0.5; numbers are traced, but for an order; booleans
       and strings are not.
 
@@ -75,13 +84,18 @@ def sample(
 
   Raises:
     ValueError: the method has no such sampler, a step of it uses more estimates than there are steps, guidance was
-      asked for without labels, by a classifier too, or a condition is not one of this method or of these images, or is
-      missing for a tile.
+      asked for without labels, by a classifier too, an option of guidance or clipping is out of range or without it, or
+      a condition is not one of this method or of these images, or is missing for a tile.
   """
   if sampler not in method.samplers:
     raise ValueError(f"sampler must be one of {', '.join(method.samplers)} for this method, got {sampler!r}")
   if guidance is not None and labels is None:
     raise ValueError("guidance needs labels [B], got None")
+  guidance_lib.check(guidance_interval, guidance_rescale, clip_percentile)
+  if guidance is None and not (guidance_interval is None and guidance_rescale is None):
+    raise ValueError("guidance_interval and guidance_rescale need guidance, got None")
+  if clip is None and clip_percentile is not None:
+    raise ValueError("clip_percentile needs clip, its limit, got None")
   if classifier is not None and isinstance(classifier.scale, int | float) and classifier.scale == 0:
     classifier = None
   if classifier is not None and labels is None:
@@ -107,7 +121,8 @@ def sample(
     traced.setdefault("iterations", steps)
   out = _sample(
     method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static, judge,
-    method.encode, tile, variables, keys, padded, labels, guidance, ratio, clip, guide, condition, traced,
+    method.encode, tile, variables, keys, padded, labels, guidance, guidance_interval, guidance_rescale, ratio, clip,
+    clip_percentile, guide, condition, traced,
   )  # fmt: skip
   if not trajectory:
     return out
@@ -141,7 +156,7 @@ def _check_condition(method: Method, condition, keys, image_shape, tile):
 @functools.partial(jax.jit, static_argnums=range(10))
 def _sample(
   denoise_fn, source, process, sampler, image_shape, trajectory, static, judge, encode, tile,
-  variables, keys, grid, labels, scale, ratio, clip, guide, condition, traced,
+  variables, keys, grid, labels, scale, interval, rescale, ratio, clip, percentile, guide, condition, traced,
 ):  # fmt: skip
   cond = {name: value for name, value in (("label", labels), ("ratio", ratio)) if value is not None}
   if condition is not None and tile is None:
@@ -159,7 +174,8 @@ def _sample(
 
   denoise = given()
   if scale is not None:
-    denoise = guidance_lib.classifier_free(denoise, given(label=jnp.full_like(labels, -1)), scale)
+    unlabelled, how = given(label=jnp.full_like(labels, -1)), {"interval": interval, "rescale": rescale}
+    denoise = guidance_lib.classifier_free(denoise, unlabelled, scale, process=source, **how)
   if judge is not None:
     classifier = guidance_lib.Classifier(*judge, *guide)
     log_prob = guidance_lib.reframe(classifier.log_prob(labels), classifier.process, source)
@@ -167,6 +183,6 @@ def _sample(
   if process != source:
     denoise = process_lib.reframe(denoise, source, process)
   if clip is not None:
-    denoise = guidance_lib.threshold(denoise, process, clip)
+    denoise = guidance_lib.threshold(denoise, process, clip, percentile)
   x = process.prior(keys, image_shape, grid[0])
   return samplers.BY_NAME[sampler](denoise, process, x, grid, keys, trajectory=trajectory, **dict(static), **traced)

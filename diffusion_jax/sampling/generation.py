@@ -9,7 +9,7 @@ from diffusion_jax import latent, mesh, times
 from diffusion_jax.config import LATENTS, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.sampling.draw import keys_of, sample
-from diffusion_jax.sampling.schedule import clip_of, options_of, ratio_of, schedule_of
+from diffusion_jax.sampling.schedule import arguments_of, evaluations
 
 
 def default_labels(config, seeds, classifier: guidance_lib.Classifier | None = None) -> np.ndarray | None:
@@ -65,9 +65,7 @@ def generate(
   variables = mesh.everywhere(variables)
   if classifier is not None:
     classifier = classifier._replace(variables=mesh.everywhere(classifier.variables))
-  (process, grid), options = schedule_of(setting, method), options_of(setting, method)
-  ratio = ratio_of(setting, method)
-  images = []
+  chosen, images = arguments_of(setting, method), []
   for rows in mesh.batches(len(seeds), batch_size):
     images.append(
       sample(
@@ -75,16 +73,10 @@ def generate(
         variables,
         mesh.spread(keys_of(seeds[rows])),
         shape,
-        grid,
-        setting.sampler,
-        process=process,
         labels=None if labels is None else mesh.spread(labels[rows]),
-        guidance=None if setting.guidance == 1 else setting.guidance,
-        ratio=ratio,
-        clip=clip_of(setting),
         classifier=classifier,
         condition=None if condition is None else mesh.spread(in_range(condition[rows])),
-        **options,
+        **chosen,
       )
     )
     if decoder is not None:
@@ -106,13 +98,17 @@ def mean_evaluations(
 ) -> int:
   """Network evaluations an image, as `evaluations`; those of an adaptive sampler are measured, the mean over `seeds`.
 
-  Args and errors are those of `generate`; there should be a few dozen seeds.
+  Arguments are those of `generate`; a few dozen seeds will do.
   """
   known = evaluations(config.sampling, method)
   if known is not None:
     return known
-  counts = []
-  generate(config, method, variables, seeds, labels, classifier=classifier, condition=condition, counts=counts)
+  seeds = np.asarray(seeds)
+  labels = default_labels(config, seeds, classifier) if labels is None else np.asarray(labels)
+  shape = (config.data.resolution, config.data.resolution, config.data.channels)
+  condition = None if condition is None else jnp.asarray(in_range(condition))
+  more = {"labels": labels, "classifier": classifier, "condition": condition, "count": True}
+  _, counts = sample(method, variables, keys_of(seeds), shape, **more, **arguments_of(config.sampling, method))
   return round(float(np.mean(counts))) * (1 if config.sampling.guidance == 1 else 2)
 
 
@@ -166,20 +162,14 @@ def generate_large(config, method: Method, variables, seed: int, condition, over
   height, width = condition.shape[:2]
   more = [(0, max(window - side, 0)) for side in (height, width)]
   condition = np.pad(in_range(condition), (*more, (0, 0)), mode="symmetric")[None]
-  (process, grid), options = schedule_of(setting, method), options_of(setting, method)
   image = sample(
     method,
     variables,
     keys_of([seed]),
     (*condition.shape[1:3], config.data.channels),
-    grid,
-    setting.sampler,
-    process=process,
-    ratio=ratio_of(setting, method),
-    clip=clip_of(setting),
     condition=jnp.asarray(condition),
     tile=(window, overlap),
-    **options,
+    **arguments_of(setting, method),
   )
   return np.asarray(image)[0, :height, :width]
 

@@ -68,8 +68,8 @@ def with_sampler(config, name: str):
   """A copy of a run's config with another sampler, on a grid that goes with it.
 
   The DPDM sampler takes DPDM's grid (but in place of a decoupled one), the DDDM sampler takes DDDM's, and others take
-  EDM's in place of these. The adaptive one takes the ends of a grid of noise levels alone. The run's own sampler leaves all as it is, and what config.sampling has of num_steps,
-  sigma_min and the rest stays in any case.
+  EDM's in place of these. The adaptive one takes the ends of a grid of noise levels alone, two steps. The run's own
+  sampler leaves all as it is, and what config.sampling has of sigma_min and the rest stays in any case.
   """
   config = config.copy_and_resolve_references()
   if name != config.sampling.sampler:
@@ -151,6 +151,25 @@ def _range(config, preconditioner: par.Preconditioner | None) -> tuple[float, fl
   return tuple(ends)
 
 
+def arguments_of(config, method: Method) -> dict:
+  """All keyword arguments of `sample` that a config.sampling says.
+
+  Raises:
+    ConfigError: as `schedule_of`, `options_of` and `ratio_of`.
+  """
+  process, grid = schedule_of(config, method)
+  return {
+    "grid": grid,
+    "sampler": config.sampler,
+    "process": process,
+    "ratio": ratio_of(config, method),
+    "clip": clip_of(config),
+    "clip_percentile": config.clip_percentile or None,
+    **guidance_of(config),
+    **options_of(config, method),
+  }
+
+
 def options_of(config, method: Method) -> dict:
   """The keyword arguments of the sampler that a config.sampling names.
 
@@ -203,8 +222,20 @@ def order_of(config, method: Method) -> int:
 
 
 def clip_of(config) -> float | None:
-  """The limit to which a config.sampling has `guidance.threshold` clip images; None: not, as dddm clips by itself."""
-  return None if config.sampler == "dddm" else config.clip or None
+  """The limit to which a config.sampling has `guidance.threshold` bring images; None: not, as dddm clips by itself."""
+  return None if config.sampler == "dddm" and not config.clip_percentile else config.clip or None
+
+
+def guidance_of(config) -> dict:
+  """The keyword arguments of `sample` by which a config.sampling guides without a classifier; of what is on alone."""
+  if config.guidance == 1:
+    return {}
+  out, interval = {"guidance": config.guidance}, (config.guidance_sigma_min, config.guidance_sigma_max)
+  if interval[0] > 0 or interval[1] < process_lib.MAX_NOISE_LEVEL:
+    out["guidance_interval"] = interval
+  if config.guidance_rescale:
+    out["guidance_rescale"] = config.guidance_rescale
+  return out
 
 
 def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:

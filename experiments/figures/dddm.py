@@ -53,8 +53,9 @@ def trace(model: cli.Model, count: int):
   _, grid = sampling.schedule_of(setting, model.method)
   _, estimates = sampling.sample(
     model.method, model.variables, sampling.keys_of(seeds), (data.resolution, data.resolution, data.channels), grid,
-    setting.sampler, sampling.default_labels(config, seeds), None if setting.guidance == 1 else setting.guidance,
-    trajectory=True, **sampling.options_of(setting, model.method),
+    setting.sampler, sampling.default_labels(config, seeds), trajectory=True, clip=sampling.clip_of(setting),
+    clip_percentile=setting.clip_percentile or None, **sampling.guidance_of(setting),
+    **sampling.options_of(setting, model.method),
   )  # fmt: skip
   figure, axes = images_lib.figure(1, 1, (NUM_SHOWN, count + 1), data.resolution)
   tiles, left = jnp.swapaxes(estimates[:, :NUM_SHOWN], 0, 1), [f"seed {i}" for i in range(NUM_SHOWN)]
