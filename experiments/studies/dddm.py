@@ -42,11 +42,14 @@ METRICS = {
   "Pseudo-Huber, c = .05": {"dddm.metric_c": 0.05},
   "Pseudo-Huber, c = .5": {"dddm.metric_c": 0.5},
 }
+_LENGTHS = ("num_steps", "checkpoint_every", "sample_every")
 L1_OPTIONS = {
   **OPTIONS,
-  "half as long": {f"train.{name}": UPDATES // 2 for name in ("num_steps", "checkpoint_every", "sample_every")},
+  "half as long": {f"train.{name}": UPDATES // 2 for name in _LENGTHS},
   "a third refreshed": {"dddm.buffer_refresh": 1 / 3},
   "T = 4000": {"dddm.num_steps": 4000},
+  "a quarter as long": {f"train.{name}": UPDATES // 4 for name in _LENGTHS},
+  "half as long, dropout .3": {**{f"train.{name}": UPDATES // 2 for name in _LENGTHS}, "network.dropout": 0.3},
 }
 TIMES = (2000, 4000, 8000)
 
