@@ -236,6 +236,7 @@ MISTAKES = {
   ),
   "evaluations": (evaluate("--workdir={tmp}/run", "--nfe=8"), ["--nfe=8", "heun", "nearest: 7"]),
   "evaluations that are no number": (evaluate("--workdir={tmp}/run", "--nfe=x"), ["--nfe=x"]),
+  "evaluations of all that are no number": (evaluate("--workdir={tmp}/run", "--sampler=all", "--nfe=x"), ["--nfe=x"]),
   "images not there": (evaluate("--images={tmp}/a.npz", "--data=digits"), ["--images={tmp}/a.npz"]),
   "images cut off": (evaluate("--images={tmp}/cut.npz", "--data=digits"), ["--images={tmp}/cut.npz"]),
   "images that are one array": (evaluate("--images={tmp}/one.npy", "--data=digits"), ["--images={tmp}/one.npy"]),
@@ -323,6 +324,9 @@ OTHERS = {
                             "--num_steps=3", "--out={tmp}/out/vp"),
   "evaluated": evaluate("--workdir={tmp}/run", "--samplers=heun,euler", "--nfe=1,3", "--num_images=20", "--blocks=2",
                         "--out={tmp}/scores"),
+  "evaluated by tolerance": evaluate("--workdir={tmp}/run", "--samplers=rk45,unipc", "--num_images=8",
+                                     "--metrics=frechet", "--num_steps=2", "--rtol=0.05", "--atol=0.05",
+                                     "--out={tmp}/solvers"),
   "evaluated again": evaluate("--workdir={tmp}/run", "--samplers=heun,euler", "--nfe=1,3", "--num_images=20",
                               "--blocks=2", "--out={tmp}/scores"),
   "recovered": recovery("--workdir={tmp}/run", "--sigmas=0.1,2", "--num_images=20", "--out={tmp}/recovered"),
@@ -520,6 +524,15 @@ def test_samplers_and_evaluations_are_compared(results, folder):
   assert {tuple(r["seeds"]) for r in records} == {(0, 19), (20, 39)}
   assert (folder / "scores" / "scores.png").exists() and (folder / "scores" / "images_heun_3.png").exists()
   assert results["evaluated again"][:2] == [0, out]
+
+
+def test_an_adaptive_sampler_is_listed_with_its_measured_evaluations(results, folder):
+  code, out, err = results["evaluated by tolerance"]
+  assert code == 0, err
+  rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in out.splitlines() if line.startswith("|")][2:]
+  assert [row[0] for row in rows] == ["rk45", "unipc"] and int(rows[0][1]) >= 8 and rows[1][1] == "2"
+  records = [json.loads(line) for line in (folder / "solvers" / "scores.jsonl").read_text().splitlines()]
+  assert [record["nfe"] for record in records] == [int(rows[0][1]), 2]
 
 
 def test_a_run_with_a_task_is_scored_beside_no_model(results, folder):

@@ -1,5 +1,6 @@
 """Sampling from seeds: one compilation, images that depend on their seed alone, guidance, trajectories, errors."""
 
+import re
 import warnings
 
 import jax
@@ -151,10 +152,10 @@ def test_batches_are_worked_on_by_all_devices(exact, monkeypatch):
   assert {shard.data.shape[0] for shard in seen[0].addressable_shards} == {8}
 
 
-@pytest.mark.parametrize("sampler", methods.edm.SAMPLERS)
-def test_a_fresh_network_runs_with_every_sampler(fresh, sampler):
-  """Finite images, and for the deterministic ones the same from the same seed whatever the other seeds are."""
-  images = sampling.generate(config_of(sampler=sampler, num_steps=2), *fresh, np.arange(8))
+@pytest.mark.parametrize("sampler", ["heun", "ddpm", "dpdm", "predictor_corrector", "dpm_solver_3", "unipc", "rk45"])
+def test_a_fresh_network_runs_with_every_kind_of_sampler(fresh, sampler):
+  """Finite images of a network that knows nothing; the others are run with exact denoisers."""
+  images = sampling.generate(config_of(sampler=sampler, num_steps=3), *fresh, np.arange(8))
   assert images.shape == (8, 8, 8, 1) and images.dtype == np.float32 and np.isfinite(images).all()
 
 
@@ -222,6 +223,64 @@ def test_evaluations_are_counted(exact):
   assert count(sampler="ddim", num_steps=18) == 18
   assert count(sampler="heun", num_steps=18, guidance=2.0) == 70
   assert count(sampler="predictor_corrector", num_steps=18) == 36
+
+
+FLOW = [name for name, kind in samplers.KINDS.items() if kind.orders or kind.noise == "tau"]  # deterministic, at τ = 0
+
+
+@pytest.mark.parametrize("sampler", FLOW)
+def test_every_deterministic_sampler_follows_the_flow(exact, sampler):
+  """From config.sampling to the image that the probability flow has, m + √S2·(x − m)/√(S2 + σ²), within its order."""
+  images = generate(exact, np.arange(6), sampler=sampler, num_steps=32, tau=0.0, sigma_min=0.002)
+  x = 80 * np.asarray(jax.vmap(lambda k: process.EDM().prior(k[None], (8, 8, 1), 1.0)[0])(sampling.keys_of(range(6))))
+  m = (np.arange(6) / 10)[:, None, None, None]
+  expected = m + np.sqrt(S2 / (S2 + 6400)) * (x - m)
+  error = np.abs(images - expected).max()
+  assert error < (0.2 if sampler in ("euler", "ddim") else 0.02), error
+
+
+@pytest.mark.parametrize("sampler", ["deis", "unipc", "sa_solver", "multistep"])
+def test_orders_come_from_the_config(exact, sampler):
+  """Another order gives other images; 0 is the sampler's own, or the highest that few steps allow."""
+  draw = lambda **fields: generate(exact, np.arange(3), sampler=sampler, tau=0.0, **fields)
+  own = samplers.KINDS[sampler].orders[-1]
+  np.testing.assert_array_equal(draw(num_steps=6), draw(num_steps=6, order=own))
+  assert np.abs(draw(num_steps=6, order=1) - draw(num_steps=6)).max() > 1e-4
+  np.testing.assert_array_equal(draw(num_steps=2), draw(num_steps=2, order=2))
+
+
+def test_the_evaluations_of_rk45_are_measured(exact):
+  mean = lambda **fields: sampling.mean_evaluations(
+    config_of(sampler="rk45", num_steps=2, **fields), exact.method(), VARIABLES, range(16)
+  )
+  assert sampling.evaluations(config_of(sampler="rk45").sampling, exact.method()) is None
+  few, many, guided = mean(), mean(rtol=1e-5, atol=1e-5), mean(guidance=1.5)
+  assert 20 < few < many < 400 and guided % 2 == 0 and guided > few
+  assert sampling.mean_evaluations(config_of(num_steps=5), exact.method(), VARIABLES, range(2)) == 9
+
+
+@pytest.mark.parametrize("fields, message", [
+  (dict(sampler="unipc", order=4), "sampling.order = 4: must be 0 or one of 1, 2, 3 for the sampler unipc"),
+  (dict(sampler="deis", order=4, num_steps=3), "sampling.order = 4: must be at most the number of steps (3)"),
+  (dict(sampler="heun", order=2), "sampling.order = 2: must be 0 for the sampler heun, which has but one"),
+  (dict(sampler="dpmpp_3m", num_steps=2), "sampling.num_steps = 2: must be at least 3 for the sampler dpmpp_3m"),
+])  # fmt: skip
+def test_orders_that_do_not_go_are_named(exact, fields, message):
+  with pytest.raises(config_lib.ConfigError, match=re.escape(message)):
+    sampling.evaluations(config_of(**fields).sampling, exact.method())
+  with pytest.raises(config_lib.ConfigError, match=re.escape(message)):
+    generate(exact, **fields)
+
+
+def test_the_nearest_number_of_evaluations(exact):
+  """--sampler=all takes the most that are not more; alone it is an error that names the nearest."""
+  steps = lambda sampler, nfe, **more: cli.nfe_steps(nfe, config_of(sampler=sampler), exact.method(), **more)
+  assert (steps("heun", "9"), steps("dpm_solver_3", "10"), steps("unipc", "10")) == (5, 4, 10)
+  assert (steps("heun", "10", nearest=True), steps("dpmpp_3m", "2", nearest=True)) == (5, None)
+  with pytest.raises(cli.UsageError, match="--nfe=10: heun cannot spend that; nearest: 9"):
+    steps("heun", "10")
+  with pytest.raises(cli.UsageError, match="--nfe=10: rk45 spends what --rtol and --atol ask for"):
+    steps("rk45", "10")
 
 
 # --- any grid, process and solver (EDM's Table 1) ---------------------------------------------------------------------
