@@ -231,7 +231,7 @@ FLOW = [name for name, kind in samplers.KINDS.items() if kind.orders or kind.noi
 @pytest.mark.parametrize("sampler", FLOW)
 def test_every_deterministic_sampler_follows_the_flow(exact, sampler):
   """From config.sampling to the image that the probability flow has, m + √S2·(x − m)/√(S2 + σ²), within its order."""
-  images = generate(exact, np.arange(6), sampler=sampler, num_steps=32, tau=0.0, sigma_min=0.002)
+  images = generate(exact, np.arange(6), sampler=sampler, num_steps=60, tau=0.0)
   x = 80 * np.asarray(jax.vmap(lambda k: process.EDM().prior(k[None], (8, 8, 1), 1.0)[0])(sampling.keys_of(range(6))))
   m = (np.arange(6) / 10)[:, None, None, None]
   expected = m + np.sqrt(S2 / (S2 + 6400)) * (x - m)
@@ -367,7 +367,7 @@ def test_iddpm_networks_see_only_their_own_levels():
 
 
 def test_a_sampler_that_the_method_lacks_is_an_error_with_its_list(exact):
-  with pytest.raises(ValueError, match="heun, euler, ddim, ddpm, decoupled.*'dddm'"):
+  with pytest.raises(ValueError, match="heun, euler, ddim, .*, decoupled.*'dddm'"):
     sampling.sample(exact.method(), VARIABLES, sampling.keys_of([0]), (8, 8, 1), times.edm_grid(3), "dddm")
 
 

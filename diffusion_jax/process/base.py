@@ -94,6 +94,9 @@ class Gaussian(Process):
     """Signal scale α(t); same shape as t."""
     raise NotImplementedError
 
+  def need_gaussian(self):
+    """Raises ValueError where the process is not one of these after all, as some decoupled ones are."""
+
   def inverse(self, noise_level) -> Array:
     """Time t at which σ(t)/α(t) = noise_level ≥ 0; inverse(0) = 0. Same shape as noise_level."""
     raise NotImplementedError

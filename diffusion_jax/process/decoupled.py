@@ -66,13 +66,13 @@ class Decoupled(Gaussian):
       if not np.all((t >= 0) & (t <= 1)):  # NaN is neither
         raise ValueError(f"t of a decoupled process must be in [0, 1], got {t}")
 
-  def _need_gaussian(self):
+  def need_gaussian(self):
     if not self.is_gaussian:
       expected = "its signal is not α(t)·x_0; only 'constant' has an alpha, a noise level and its inverse"
       raise ValueError(f"Decoupled({self.attenuation!r}) is not a Gaussian process: {expected}")
 
   def alpha(self, t):
-    self._need_gaussian()
+    self.need_gaussian()
     self.check_times(t)
     return 1 - as_time(t)
 
@@ -84,7 +84,7 @@ class Decoupled(Gaussian):
     return polar(1 - as_time(t), self.sigma(t))
 
   def inverse(self, noise_level):
-    self._need_gaussian()
+    self.need_gaussian()
     n = jnp.minimum(as_time(noise_level), MAX_NOISE_LEVEL)  # √t/(1−t) = n, solved for √t
     return (2 * n / (1 + jnp.sqrt(1 + 4 * n**2))) ** 2
 

@@ -72,6 +72,7 @@ def rk45(
     ValueError: an argument has the wrong shape, the grid does not decrease to 0, a tolerance is not positive, or the
       process has no noise levels.
   """
+  process.need_gaussian()
   x, grid = loop.prepare(x, grid, keys)
   process.check_times(grid)
   for name, value in (("rtol", rtol), ("atol", atol)):

@@ -33,6 +33,8 @@ def log_snr(process: Gaussian, t) -> Array:
 def _rule(process: Gaussian, variant: str | None = None, tau=None) -> Rule:
   """Equations (2) and (3); `tau` is a function of t, or None for no noise."""
 
+  process.need_gaussian()
+
   def interval(t, s, count):
     h = log_snr(process, s) - log_snr(process, t)
     square = 0.0 if tau is None else tau(t) ** 2

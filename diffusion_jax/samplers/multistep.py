@@ -226,6 +226,8 @@ def deis(
       has no noise levels.
   """
 
+  process.need_gaussian()
+
   def interval(t, s, count):
     n_s = process.noise_level(s)
     r = jnp.asarray(_NODES, n_s.dtype)

@@ -23,6 +23,7 @@ def _ddim(process: Process, pred, x, t, s):
 
 
 def _solve(denoise, process, x, grid, keys, trajectory, advance):
+  process.need_gaussian()
   x, grid = loop.prepare(x, grid, keys)
   process.check_times(grid)
 
