@@ -94,6 +94,11 @@ def errors(name: str, denoise) -> dict[str, list[tuple[int, float]]]:
   return found
 
 
+def draw(axes, found: dict[str, list[tuple[int, float]]]):
+  for i, (solver, points) in enumerate(found.items()):
+    axes.loglog(*zip(*points), label=solver, lw=1, color=f"C{i % 8}", ls="-" if i < 8 else "--")
+
+
 def main():
   outputs()
   source = sources.load("digits", "train")
@@ -108,7 +113,7 @@ def main():
       above = [nfe for nfe, error in points if not error < _BOUND.value]
       below = [nfe for nfe, _ in points if not above or nfe > max(above)]
       fewest[solver].append(min(below) if below else f"> {max(above)}")
-      axes.loglog(*zip(*points), label=solver, lw=1)
+    draw(axes, found)
     axes.axhline(_BOUND.value, color="0.6", lw=0.8)
     axes.set(title=name, xlabel="evaluations")
   panels[0].set_ylabel("error a pixel")
