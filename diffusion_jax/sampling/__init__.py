@@ -5,9 +5,17 @@
 
 from diffusion_jax.sampling.draw import MAX_STEPS, keys_of, sample
 from diffusion_jax.sampling.generation import default_labels, generate, generate_large, generate_together, in_range
-from diffusion_jax.sampling.schedule import clip_of, evaluations, options_of, ratio_of, schedule_of, with_sampler
+from diffusion_jax.sampling.schedule import (
+  arguments_of,
+  clip_of,
+  evaluations,
+  options_of,
+  ratio_of,
+  schedule_of,
+  with_sampler,
+)
 
 __all__ = [
-  "MAX_STEPS", "clip_of", "default_labels", "evaluations", "generate", "generate_large", "generate_together",
-  "in_range", "keys_of", "options_of", "ratio_of", "sample", "schedule_of", "with_sampler",
+  "MAX_STEPS", "arguments_of", "clip_of", "default_labels", "evaluations", "generate", "generate_large",
+  "generate_together", "in_range", "keys_of", "options_of", "ratio_of", "sample", "schedule_of", "with_sampler",
 ]  # fmt: skip

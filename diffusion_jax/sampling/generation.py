@@ -9,7 +9,7 @@ from diffusion_jax import latent, mesh, times
 from diffusion_jax.config import LATENTS, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.sampling.draw import keys_of, sample
-from diffusion_jax.sampling.schedule import clip_of, options_of, ratio_of, schedule_of
+from diffusion_jax.sampling.schedule import arguments_of, clip_of, options_of, ratio_of, schedule_of
 
 
 def default_labels(config, seeds, classifier: guidance_lib.Classifier | None = None) -> np.ndarray | None:
@@ -65,8 +65,7 @@ def generate(
   variables = mesh.everywhere(variables)
   if classifier is not None:
     classifier = classifier._replace(variables=mesh.everywhere(classifier.variables))
-  (process, grid), options = schedule_of(setting, method), options_of(setting, method)
-  ratio = ratio_of(setting, method)
+  arguments = arguments_of(setting, method)
   images = []
   for rows in mesh.batches(len(seeds), batch_size):
     images.append(
@@ -75,16 +74,10 @@ def generate(
         variables,
         mesh.spread(keys_of(seeds[rows])),
         shape,
-        grid,
-        setting.sampler,
-        process=process,
         labels=None if labels is None else mesh.spread(labels[rows]),
-        guidance=None if setting.guidance == 1 else setting.guidance,
-        ratio=ratio,
-        clip=clip_of(setting),
         classifier=classifier,
         condition=None if condition is None else mesh.spread(in_range(condition[rows])),
-        **options,
+        **arguments,
       )
     )
     if decoder is not None:

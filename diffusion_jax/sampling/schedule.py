@@ -196,6 +196,24 @@ def ratio_of(config, method: Method) -> tuple[np.ndarray, np.ndarray] | None:
   return knots.astype(np.float32), np.float32(numbers)
 
 
+def arguments_of(config, method: Method) -> dict:
+  """What a config.sampling says of the arguments of `sample`, the classifier left out.
+
+  Raises:
+    ConfigError: as `schedule_of` and `ratio_of`.
+  """
+  process, grid = schedule_of(config, method)
+  return {
+    "grid": grid,
+    "sampler": config.sampler,
+    "process": process,
+    "guidance": None if config.guidance == 1 else config.guidance,
+    "ratio": ratio_of(config, method),
+    "clip": clip_of(config),
+    **options_of(config, method),
+  }
+
+
 def evaluations(config, method: Method) -> int:
   """Network evaluations an image of a config.sampling, classifier-free guidance included; those of a classifier not."""
   steps = len(schedule_of(config, method)[1]) - 1
