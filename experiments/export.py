@@ -18,9 +18,7 @@ from diffusion_jax.training import autoencoders
 _OUT = flags.DEFINE_string("out", None, "Writes OUT.jaxexport and OUT.json; by default WORKDIR/sampler.")
 _PARAMETERS = flags.DEFINE_string("parameters", "inside", "Inside the artifact, or beside it in OUT.npz.")
 _PLATFORMS = flags.DEFINE_string("platforms", ",".join(export.DEFAULT_PLATFORMS), "What the artifact is to run on.")
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", None, "Of this size alone, and then to sample.py's bits."
-)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Of this size alone, and then to sample.py's bits.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files if they are there.")
 model_flags = cli.ModelFlags(task=None, latents=True)
 
