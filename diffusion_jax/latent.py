@@ -10,6 +10,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import mesh
@@ -45,6 +46,13 @@ class Decoder(NamedTuple):
   params: Params
   scale: float
   grey: bool = False
+
+  def traced(self, x0: Array) -> Array:
+    """`__call__` as part of a traced program: the same images, of the whole batch at a time."""
+    held = jax.lax.optimization_barrier  # each part as if it were a program of its own, see `sampling.sample`
+    divided = lambda x, number: held(x / held(jnp.full_like(x, number)))  # XLA would multiply by 1/number
+    images = held(_decode(self.network, *held((self.params, divided(held(x0), self.scale)))))
+    return divided(images[..., :1] + images[..., 1:2] + images[..., 2:], 3) if self.grey else images
 
   def __call__(self, x0) -> np.ndarray:
     """[N, h, w, z] -> images [N, H, W, C] in about [−1, 1], float32, by batches over the local devices."""

@@ -179,7 +179,7 @@ def _cross_attention(x: Array, tokens: Array, module: Join | CrossAttention) -> 
   channels = x.shape[-1]
   heads = attention_heads(module.style, module.num_heads, channels)
   linear = lambda features, name: Linear(features, module.style.init_qkv, dtype=module.dtype, name=name)
-  split = lambda z, *parts: z.reshape(len(x), -1, heads, channels // heads, *parts)
+  split = lambda z, *parts: z.reshape(x.shape[0], -1, heads, channels // heads, *parts)
   q, kv = split(linear(channels, "q")(x)), split(linear(2 * channels, "kv")(tokens), 2)
   return layers.attention(q, kv[..., 0], kv[..., 1]).reshape(x.shape)
 

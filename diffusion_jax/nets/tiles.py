@@ -48,7 +48,7 @@ def apply(f: Callable[[Array], Array], x: Array, window: int, overlap: int, scal
   def add(k, out):
     i, j = rows[k], columns[k]
     y, x_ = starts[0][i], starts[1][j]
-    part = f(jax.lax.dynamic_slice(x, (0, y, x_, 0), (len(x), *size, x.shape[-1])))
+    part = f(jax.lax.dynamic_slice(x, (0, y, x_, 0), (x.shape[0], *size, x.shape[-1])))
     if part.shape[1:3] != tuple(scale * length for length in size):
       expected = [scale * length for length in size]
       raise ValueError(f"f must give windows of {expected} pixels, got shape {list(part.shape)}")
@@ -56,9 +56,9 @@ def apply(f: Callable[[Array], Array], x: Array, window: int, overlap: int, scal
     at = (0, scale * y, scale * x_, 0)
     return jax.lax.dynamic_update_slice(out, jax.lax.dynamic_slice(out, at, part.shape) + part, at)
 
-  window_of_x = jax.ShapeDtypeStruct((len(x), *size, x.shape[-1]), x.dtype)
+  window_of_x = jax.ShapeDtypeStruct((x.shape[0], *size, x.shape[-1]), x.dtype)
   channels = jax.eval_shape(f, window_of_x).shape[-1]
-  out = jnp.zeros((len(x), scale * height, scale * width, channels), jnp.float32)
+  out = jnp.zeros((x.shape[0], scale * height, scale * width, channels), jnp.float32)
   return jax.lax.fori_loop(0, len(rows), add, out)
 
 

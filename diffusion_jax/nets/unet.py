@@ -131,10 +131,10 @@ class UNet(nn.Module):
       ValueError: an argument has the wrong shape.
     """
     c_noise = self._checked(x, c_noise, dropout_keys)
-    labels = _vectors("labels", labels, len(c_noise), self.num_classes)
-    augment = _vectors("augment", augment, len(c_noise), self.augment_dim)
-    context = self._conditions(context, len(c_noise))
-    tokens = self._checked_tokens(tokens, token_positions, len(c_noise))
+    labels = _vectors("labels", labels, c_noise.shape[0], self.num_classes)
+    augment = _vectors("augment", augment, c_noise.shape[0], self.augment_dim)
+    context = self._conditions(context, c_noise.shape[0])
+    tokens = self._checked_tokens(tokens, token_positions, c_noise.shape[0])
 
     emb = self._embed(c_noise, labels, augment).astype(self.dtype)
     skips = self._encode(jnp.asarray(x, self.dtype), emb, dropout_keys, context, tokens)

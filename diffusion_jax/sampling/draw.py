@@ -119,10 +119,15 @@ def sample(
   padded = jnp.asarray(times.pad(grid, max_steps), jnp.float32)
   if sampler == "dddm":  # whose times are all equal: padding does not show
     traced.setdefault("iterations", steps)
+  arrays = (
+    keys, variables, padded, labels, guidance, guidance_interval, guidance_rescale, ratio, clip, clip_percentile, guide,
+    condition, traced,
+  )  # fmt: skip
+  if isinstance(keys, jax.core.Tracer):  # part of a larger program, whose constants would be folded to other bits
+    arrays = jax.lax.optimization_barrier(arrays)
   out = _sample(
     method.denoise, method.process, process, sampler, tuple(image_shape), trajectory, static, judge,
-    method.encode, tile, variables, keys, padded, labels, guidance, guidance_interval, guidance_rescale, ratio, clip,
-    clip_percentile, guide, condition, traced,
+    method.encode, tile, *arrays,
   )  # fmt: skip
   if not trajectory:
     return out
@@ -134,18 +139,19 @@ def sample(
 def _within(preconditioner: par.Preconditioner, process: Process, grid) -> np.ndarray:
   """The grid with its noise levels clamped to those of the network; levels that coincide are passed over."""
   grid = np.asarray(grid, np.float64)
-  levels = np.asarray(process.noise_level(grid[:-1]), np.float64)
-  known = par.clamp(preconditioner, levels)
-  moved = np.abs(known - levels) > 1e-5 * levels  # else the grid stays as it is, to the last digit
-  return np.append(np.where(moved, process.inverse(known), grid[:-1]), 0.0) if moved.any() else grid
+  with jax.ensure_compile_time_eval():  # where `sample` is traced
+    levels = np.asarray(process.noise_level(grid[:-1]), np.float64)
+    known = par.clamp(preconditioner, levels)
+    moved = np.abs(known - levels) > 1e-5 * levels  # else the grid stays as it is, to the last digit
+    return np.append(np.where(moved, process.inverse(known), grid[:-1]), 0.0) if moved.any() else grid
 
 
 def _check_condition(method: Method, condition, keys, image_shape, tile):
   if method.encode is None:
     raise ValueError("condition must be None for this method, which was trained without a task")
   shape = jnp.shape(condition)
-  if len(shape) != 4 or shape[0] != len(keys):
-    raise ValueError(f"condition must be [{len(keys)}, h, w, c] for {len(keys)} keys, got shape {list(shape)}")
+  if len(shape) != 4 or shape[0] != keys.shape[0]:
+    raise ValueError(f"condition must be [{keys.shape[0]}, h, w, c] for {keys.shape[0]} keys, got shape {list(shape)}")
   if not jnp.issubdtype(jnp.result_type(condition), jnp.floating):
     raise ValueError(f"condition must be floating-point in [-1, 1], got {jnp.result_type(condition)}")
   if tile and (shape[1:3] != tuple(image_shape[:2]) or min(shape[1:3]) < tile[0]):
@@ -156,7 +162,7 @@ def _check_condition(method: Method, condition, keys, image_shape, tile):
 @functools.partial(jax.jit, static_argnums=range(10))
 def _sample(
   denoise_fn, source, process, sampler, image_shape, trajectory, static, judge, encode, tile,
-  variables, keys, grid, labels, scale, interval, rescale, ratio, clip, percentile, guide, condition, traced,
+  keys, variables, grid, labels, scale, interval, rescale, ratio, clip, percentile, guide, condition, traced,
 ):  # fmt: skip
   cond = {name: value for name, value in (("label", labels), ("ratio", ratio)) if value is not None}
   if condition is not None and tile is None:
