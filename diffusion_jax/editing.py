@@ -7,8 +7,9 @@
     Slerp of a and b at angle ω:  ‖·‖ = (1 − w)‖a‖ + w‖b‖,
       direction  [sin((1 − w)ω)·a/‖a‖ + sin(wω)·b/‖b‖]/sin ω                            (4)
 
-In (2) x_s^DDPM is a draw of DDPM's transition, `samplers.ddpm`. One pass of it alone is the replacement method: the hole
-never sees the known part of its own noise level, and does not fit it well. Repeating (2) and (3) lets the two agree.
+In (2) x_s^DDPM is a draw of DDPM's transition, that of `samplers.ddpm`. One pass alone is the replacement method: the
+hole is drawn before it sees the known part of its noise level, and fits it badly. Repeating (2) and (3) lets the two
+agree.
 Sources: Meng et al. 2022 (SDEdit), Lugmayr et al. 2022 (RePaint, Algorithm 1 and its jumps), Shoemake 1985 (slerp).
 """
 

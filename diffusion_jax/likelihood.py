@@ -9,16 +9,16 @@
       −log p(x + u)/(D·ln 2) − log₂(2/(L − 1)),  u uniform in a cube as wide as a level  (5)
 
 For a pair that agrees v = cos θ·ε̂ − sin θ·x̂_0: bounded, where dx/dt and t itself may not be (σ' at 0 of decoupled
-processes, σ → ∞ of VE), and the same in every Gaussian process. θ_1 is that of the grid's first time and θ_0 > 0 that of
-its last positive one. (3) puts the clean image into the law of what still has noise of level n = tan θ_0,
-scaled to the image's size: it is the exact density of x_0 + n·ε at x, hence log p_0(x) + O(n²) where the data have a
-density that is smooth at the scale n, and a number that depends on n where they have none (a pixel that is always
-black). At θ_1 the signal is taken as spent, with μ = 0 as by `process.prior`: then (3) is the density of what the flow
+processes, σ → ∞ of VE), and the same in every Gaussian process. θ_1 is that of the grid's first time and θ_0 > 0 that
+of its last positive one. (3) puts the clean image into the law of what still has noise of level n = tan θ_0, scaled to
+the image's size: it is the density of x_0 + n·ε at x, hence log p_0(x) + O(n²) where the data have a density that is
+smooth at the scale n, and a number that depends on n where they have none (a pixel that is always black).
+At θ_1 the signal is taken as spent, with μ = 0 as by `process.prior`: then (3) is the density of what the flow
 makes of that prior. The density of the data differs from it by about z·E[x_0]/σ_max nats, z ~ N(0, I), which is 0 on
 average over the data; with μ = E[x_0] only terms of O(D·Var[x_0]/σ_max²) are left.
 
-Each interval of the grid is one step of the classical Runge–Kutta method in θ. Sources: Chen et al. 2018 (2), Grathwohl
-et al. 2019 (4, FFJORD), Song et al. 2021 (the flow's likelihood), Theis et al. 2016 (5: Jensen's bound on discrete data).
+Each interval of the grid is one step of the classical Runge–Kutta method in θ. Sources: Chen et al. 2018 (2),
+Grathwohl et al. 2019 (4, FFJORD), Song et al. 2021 (the flow's likelihood), Theis et al. 2016 (5, Jensen's bound).
 """
 
 import math

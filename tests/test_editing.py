@@ -191,7 +191,8 @@ def test_slerp_of_parallel_opposite_and_empty_vectors():
 
 
 X, KEYS, EDM = jnp.zeros((2, 4, 4, 1)), jnp.arange(2), process.EDM()
-FILL = lambda mask=np.ones((4, 4, 1)), x=X, p=EDM, **more: editing.inpaint(
+MASK = np.ones((4, 4, 1))
+FILL = lambda mask=MASK, x=X, p=EDM, **more: editing.inpaint(
   oracle.gaussian_denoise(EDM, M, S2), p, x, mask, [0.9, 0.5, 0.0], **{"keys": sampling.keys_of(KEYS), **more}
 )
 EDIT = lambda strength=0.5, **more: editing.sdedit(

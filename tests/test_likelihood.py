@@ -138,7 +138,7 @@ def test_draws_are_those_of_the_image_alone_and_padding_does_not_show():
 
 
 def test_flow_of_two_heads_that_disagree_is_the_samplers(x64):
-  """Decoupled networks' heads need not agree: the density is then that of what `heun` draws, by a change of variables."""
+  """Decoupled networks' heads need not agree: the density is that of what `heun` draws, by a change of variables."""
   p = process.Decoupled()
 
   def denoise(x, t):

@@ -3,11 +3,12 @@
 `generate` draws as many images as there are seeds by a run's config; `sample` is the jitted function below it.
 """
 
+from diffusion_jax.sampling.denoiser import denoiser_of
 from diffusion_jax.sampling.draw import MAX_STEPS, keys_of, sample
 from diffusion_jax.sampling.generation import default_labels, generate, generate_large, generate_together, in_range
 from diffusion_jax.sampling.schedule import clip_of, evaluations, options_of, ratio_of, schedule_of, with_sampler
 
 __all__ = [
-  "MAX_STEPS", "clip_of", "default_labels", "evaluations", "generate", "generate_large", "generate_together",
-  "in_range", "keys_of", "options_of", "ratio_of", "sample", "schedule_of", "with_sampler",
+  "MAX_STEPS", "clip_of", "default_labels", "denoiser_of", "evaluations", "generate", "generate_large",
+  "generate_together", "in_range", "keys_of", "options_of", "ratio_of", "sample", "schedule_of", "with_sampler",
 ]  # fmt: skip
