@@ -5,6 +5,7 @@ variance follow an affine recursion. Nothing here calls diffusion_jax, but `gaus
 which only take α and σ from a process.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.integrate
@@ -264,8 +265,7 @@ def mixture_denoise(process, means, weights, std):
     variance = alpha**2 * std**2 + sigma**2
     diff = x[:, None] - jnp.expand_dims(alpha, 1) * means  # [B, K, H, W, C]
     logits = jnp.log(weights) - jnp.sum(diff**2, axis=(2, 3, 4)) / (2 * variance.reshape(-1, 1))
-    w = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
-    w = (w / jnp.sum(w, axis=1, keepdims=True))[:, :, None, None, None]
+    w = jax.nn.softmax(logits, axis=1)[:, :, None, None, None]  # of jnp.max XLA may make a derivative 0/0
     x0 = jnp.sum(w * (means + jnp.expand_dims(alpha * std**2 / variance, 1) * diff), axis=1)
     return Prediction(process.encode(None, x0), (x - alpha * x0) / sigma)
 

@@ -66,6 +66,22 @@ def test_quickstart_compiles_its_sampler_once_and_the_readme_loads_its_run(tmp_p
   assert names["images"].shape == (64, 8, 8, 1) and np.isfinite(names["images"]).all()
 
 
+def test_uses_runs_and_shows_each_use(tmp_path, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setenv("USES_RUNS", str(tmp_path / "runs"))
+  monkeypatch.setenv("USES_CONFIG", json.dumps(TINY))
+  monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+  path = ROOT / "experiments" / "colab" / "uses.ipynb"
+  notebook = nbformat.read(path, as_version=4)
+  NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+  outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+  pictures = [kind for o in outputs for kind in o.get("data", {}) if kind in ("image/png", "image/gif")]
+  assert pictures == ["image/png"] * 4 + ["image/gif"]  # inversion, interpolation, SDEdit, inpainting; the animation
+  printed = "".join("".join(o.text) for o in outputs if o.output_type == "stream" and o.name == "stdout")
+  assert float(re.search(r"there and back: rms ([.0-9]+)", printed)[1]) < 0.05
+  assert len(re.findall(r"([-.0-9]+) ± [.0-9]+ bits a dimension", printed)) == 3
+
+
 def test_readme_sampler_is_exact(capsys):
   exec(readme_block("def denoise"), {})
   for line in capsys.readouterr().out.splitlines():

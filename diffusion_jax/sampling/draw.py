@@ -13,11 +13,11 @@ import numpy as np
 
 from diffusion_jax import guidance as guidance_lib
 from diffusion_jax import parameterization as par
-from diffusion_jax import process as process_lib
 from diffusion_jax import samplers, tiling, times
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
 from diffusion_jax.samplers import catalogue
+from diffusion_jax.sampling.denoiser import compose
 from diffusion_jax.types import Array, Key
 
 MAX_STEPS = 64  # grids are padded to this many steps, or to the next power of two
@@ -178,17 +178,11 @@ def _sample(
     part = lambda x, t, condition: denoise_fn(variables, x, t, {**cond, **more, "condition": condition})
     return tiling.tiled(part, condition, *tile)
 
-  denoise = given()
-  if scale is not None:
-    unlabelled, how = given(label=jnp.full_like(labels, -1)), {"interval": interval, "rescale": rescale}
-    denoise = guidance_lib.classifier_free(denoise, unlabelled, scale, process=source, **how)
+  classifier = None
   if judge is not None:
-    classifier = guidance_lib.Classifier(*judge, *guide)
-    log_prob = guidance_lib.reframe(classifier.log_prob(labels), classifier.process, source)
-    denoise = guidance_lib.classifier(denoise, log_prob, source, classifier.scale)
-  if process != source:
-    denoise = process_lib.reframe(denoise, source, process)
-  if clip is not None:
-    denoise = guidance_lib.threshold(denoise, process, clip, percentile)
+    found = guidance_lib.Classifier(*judge, *guide)
+    classifier = guidance_lib.reframe(found.log_prob(labels), found.process, source), found.scale
+  unlabelled = None if scale is None else given(label=jnp.full_like(labels, -1))
+  denoise = compose(given(), unlabelled, source, process, scale, interval, rescale, classifier, clip, percentile)
   x = process.prior(keys, image_shape, grid[0])
   return samplers.BY_NAME[sampler](denoise, process, x, grid, keys, trajectory=trajectory, **dict(static), **traced)
