@@ -22,7 +22,7 @@ from diffusion_jax.training import checkpoint, start, state
 
 ROOT = Path(__file__).parents[1]
 BATCHES = (1, 64)
-ONLY = [("heun", 1), ("heun", 64), ("latents", 1), ("latents", 64)]  # made for one batch size
+ONLY = [("heun", 64), ("latents", 1)]  # made for one batch size
 KL = autoencoder.Autoencoder(channels=4, channel_mult=(1, 1), num_blocks=1)
 
 # Runs every artifact of a folder at every batch size; argv: folder, {name: inputs} and batch sizes in JSON.
@@ -150,7 +150,7 @@ def test_an_artifact_gives_the_librarys_images(exported, name, size):
   assert images.dtype == np.float32 and images.std() > 0.01 and np.isfinite(images).all()
   if (name, size) in ONLY:
     np.testing.assert_array_equal(np.load(folder / f"{name}_only_{size}_{size}.npy"), wanted)
-  np.testing.assert_allclose(images, wanted, atol=1e-4 if (name, size) in ONLY else 0, rtol=0)
+  np.testing.assert_allclose(images, wanted, atol=1e-4 if name in dict(ONLY) else 0, rtol=0)
 
 
 def test_generate_gives_the_same_images(exported):
