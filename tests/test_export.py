@@ -229,8 +229,11 @@ def test_a_sampler_whose_steps_the_images_decide_is_refused(monkeypatch):
   assert call("counted")[0].platforms == export.DEFAULT_PLATFORMS
   with pytest.raises(ValueError, match="^sampler 'length' of this model cannot be exported: [^\n]+$"):
     call("length")
-  monkeypatch.setattr(sampling, "evaluations", lambda *_: None)
-  with pytest.raises(config_lib.ConfigError, match="sampling.sampler = 'heun': cannot be exported: its number"):
+  config, method, variables = edm_model()
+  with pytest.raises(ValueError, match="^sampler 'rk45' of this model cannot be exported: its number of steps is dec"):
+    export.sampler(method, variables, (8, 8, 1), [1.0, 0.5, 0.0], "rk45", batch_size=4)
+  config.sampling.sampler = "rk45"
+  with pytest.raises(config_lib.ConfigError, match="sampling.sampler = 'rk45': cannot be exported: its number"):
     export.from_config(config, method, variables)
 
 

@@ -95,7 +95,8 @@ def default_order(name: str, steps: int) -> int:
 
 def check_steps(name: str, steps: int, order: int | None = None):
   """Raises ValueError where a step of a sampler uses more estimates than there are steps."""
-  needed = order or KINDS[name].history
+  kind = KINDS.get(name)  # none of a sampler that was put into BY_NAME alone
+  needed = order or (kind.history if kind else 1)
   if steps < needed:
     raise ValueError(f"{name} uses {needed} estimates in a step: the grid must have as many steps, got {steps}")
 
