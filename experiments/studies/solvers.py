@@ -21,17 +21,18 @@ SOLVERS = {
   "angle, order 2": {"sampler": "multistep", "order": 2},
   "SDE-DPM-Solver++(2M)": {"sampler": "dpmpp_2m_sde"},
 }
-HEUN_STEPS = (3, 4, 5, 8, 10)  # 5, 7, 9, 15 and 19 evaluations
+HEUN_STEPS = {5: 3, 7: 4, 9: 5, 15: 8, 19: 10}
 
 
 def evaluations():
   for network in NETWORKS:
     grid = {"grid": "decoupled", "power": 2.0} if network == "DDM" else {"grid": "edm"}
-    for n in HEUN_STEPS:
-      yield Evaluation({"solver": "Heun"}, {**grid, "sampler": "heun", "num_steps": n}, {"network": network})
-    for name, choice in SOLVERS.items():
-      for n in EVALUATIONS:
-        yield Evaluation({"solver": name}, {**grid, **choice, "num_steps": n}, {"network": network})
+    for nfe in sorted({*HEUN_STEPS, *EVALUATIONS}):  # the columns' order
+      if nfe in HEUN_STEPS:
+        heun = {**grid, "sampler": "heun", "num_steps": HEUN_STEPS[nfe]}
+        yield Evaluation({"solver": "Heun"}, heun, {"network": network})
+      for name, choice in SOLVERS.items() if nfe in EVALUATIONS else ():
+        yield Evaluation({"solver": name}, {**grid, **choice, "num_steps": nfe}, {"network": network})
 
 
 def get_study():
