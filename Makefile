@@ -1,4 +1,5 @@
-# make demo | test | lint | help. Each sets up .venv by itself, once; again when pyproject.toml, the constraints or PYTHON change.
+# make demo | test | lint | docs | help. Each sets up .venv (docs: .venv-docs) by itself, once; again when pyproject.toml,
+# the constraints or PYTHON change.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
@@ -8,15 +9,19 @@ WORKDIR ?= runs/edm_digits
 VENV := .venv
 BIN := $(VENV)/bin
 # The stamp's name holds what the environment was made with.
-STAMP := $(VENV)/installed-$(subst /,_,$(PYTHON))-$(or $(subst /,_,$(CONSTRAINTS)),newest)
+INSTALLED := installed-$(subst /,_,$(PYTHON))-$(or $(subst /,_,$(CONSTRAINTS)),newest)
+STAMP := $(VENV)/$(INSTALLED)
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/$(INSTALLED)
 
-.PHONY: help demo test lint
+.PHONY: help demo test lint docs
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train configs/edm_digits.py in WORKDIR ($(WORKDIR); resumed if it exists), sample, score"
 	@echo "make test    run the tests; PYTEST_ARGS=\"tests/test_times.py -k edm\" for some, WORKERS=0 in one process"
 	@echo "make lint    run ruff"
+	@echo "make docs    build the documentation: docs/_build/html/index.html"
 	@echo "Options: PYTHON=python3.12 for another Python, CONSTRAINTS= for the newest versions of everything."
 
 demo: $(STAMP)
@@ -32,8 +37,20 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
-$(STAMP): pyproject.toml $(CONSTRAINTS)
+docs: $(DOCS_STAMP)
+	JAX_PLATFORMS=cpu $(DOCS_VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "The documentation: docs/_build/html/index.html"
+
+# $(1): the folder of an environment, $(2): the extra that it is for.
+define environment
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(2)]'
 	@touch $@
+endef
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	$(call environment,$(VENV),dev)
+
+$(DOCS_STAMP): pyproject.toml $(CONSTRAINTS)
+	$(call environment,$(DOCS_VENV),docs)
