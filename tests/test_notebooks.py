@@ -66,6 +66,7 @@ def test_quickstart_compiles_its_sampler_once_and_the_readme_loads_its_run(tmp_p
   assert names["images"].shape == (64, 8, 8, 1) and np.isfinite(names["images"]).all()
 
 
+@pytest.mark.slow  # most of its minutes compile; its functions have tests of their own
 def test_uses_runs_and_shows_each_use(tmp_path, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "")
   monkeypatch.setenv("USES_RUNS", str(tmp_path / "runs"))
