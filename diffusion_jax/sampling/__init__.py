@@ -13,16 +13,8 @@ from diffusion_jax.sampling.generation import (
   in_range,
   mean_evaluations,
 )
-from diffusion_jax.sampling.schedule import (
-  arguments_of,
-  clip_of,
-  evaluations,
-  guidance_of,
-  options_of,
-  ratio_of,
-  schedule_of,
-  with_sampler,
-)
+from diffusion_jax.sampling.options import arguments_of, clip_of, evaluations, guidance_of, options_of, ratio_of
+from diffusion_jax.sampling.schedule import schedule_of, with_sampler
 
 __all__ = [
   "MAX_STEPS", "arguments_of", "clip_of", "default_labels", "denoiser_of", "evaluations", "generate", "generate_large",

@@ -9,7 +9,8 @@ from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
 from diffusion_jax.methods import Method
 from diffusion_jax.process import Process
-from diffusion_jax.sampling.schedule import clip_of, guidance_of, ratio_of, schedule_of
+from diffusion_jax.sampling.options import clip_of, guidance_of, ratio_of
+from diffusion_jax.sampling.schedule import schedule_of
 from diffusion_jax.types import Array, Denoise, Params
 
 

@@ -9,7 +9,7 @@ from diffusion_jax import latent, mesh, times
 from diffusion_jax.config import LATENTS, wrong
 from diffusion_jax.methods import Method
 from diffusion_jax.sampling.draw import keys_of, sample
-from diffusion_jax.sampling.schedule import arguments_of, evaluations
+from diffusion_jax.sampling.options import arguments_of, evaluations
 
 
 def default_labels(config, seeds, classifier: guidance_lib.Classifier | None = None) -> np.ndarray | None:
