@@ -7,10 +7,12 @@ import pytest
 import scipy.stats
 from PIL import Image
 from test_figures import check_mistake, outcomes, save_run
-from training import tiny
+from training import tiny, toy
 
-from diffusion_jax import likelihood, process, sampling
+from diffusion_jax import likelihood, methods, process, samplers, sampling
 from diffusion_jax.data import sources
+from diffusion_jax.methods import base
+from diffusion_jax.training import start
 
 STD = 0.5  # edm.sigma_data
 CALLS = {
@@ -139,3 +141,20 @@ def test_mistakes_are_one_line(made, flags):
 def test_nothing_is_overwritten(made):
   code, said = made[1]["again"]
   assert code == 2 and "already there; pass --overwrite or another --out" in said
+
+
+def test_the_bound_denoiser_is_that_of_sample(monkeypatch):
+  """With guidance, another process and clipping, by the same solver: the images of `sampling.sample`."""
+  monkeypatch.setattr(base, "network_from_config", lambda config, heads: toy.Toy())
+  config = tiny.get_config()
+  config.sampling.update(guidance=2.0, process="vp", grid="vp", clip=0.5, num_steps=4)
+  method = methods.from_config(config)
+  variables = {"params": start.create_state(method, config).params["net"]}
+  (p, grid), keys, labels = sampling.schedule_of(config.sampling, method), sampling.keys_of([3, 4]), np.array([1, -1])
+  drawn = sampling.sample(
+    method, variables, keys, (8, 8, 1), grid, "heun", labels, config.sampling.guidance, process=p, clip=0.5
+  )
+  denoise = sampling.denoiser_of(config.sampling, method)(variables, labels)
+  found = samplers.heun(denoise, p, p.prior(keys, (8, 8, 1), grid[0]), grid)
+  np.testing.assert_allclose(found, drawn, atol=1e-5)
+  assert np.abs(drawn).max() > 0.05
