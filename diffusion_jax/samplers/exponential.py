@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.process import Gaussian
 from diffusion_jax.samplers import loop, polynomial
-from diffusion_jax.samplers.multistep import Interval, Rule, solve
+from diffusion_jax.samplers.multistep import Interval, Rule, order_or, solve
 from diffusion_jax.types import Array, Denoise, Key
 
 VARIANTS = ("bh1", "bh2")
@@ -139,7 +139,7 @@ def unipc(
   grid: Array,
   keys: Key | None = None,
   *,
-  order: int = 3,
+  order: int | None = None,
   variant: str = "bh2",
   lower_final: bool = True,
   trajectory: bool = False,
@@ -152,7 +152,8 @@ def unipc(
     x: state at grid[0], [B, H, W, C].
     grid: [N+1] times of `process`, decreasing to 0; N >= order.
     keys: unused: nothing is drawn.
-    order: p, 1 to 3; with "bh2" UniP-2 is `dpmpp_2m` and UniP-3 `dpmpp_3m`, without a corrector.
+    order: p, 1 to 3; None is 3, or N of a shorter grid. With "bh2" and without its corrector UniPC-2 is `dpmpp_2m`,
+      UniPC-3 `dpmpp_3m`.
     variant: "bh1" or "bh2", equation (3); in steps that use two estimates alone.
     lower_final: use no more estimates than there are steps left, the one to 0 included.
     trajectory: also return the states at all grid values, as they were before their correction.
@@ -166,6 +167,7 @@ def unipc(
   """
   if variant not in VARIANTS:
     raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+  order = order_or(3, order, grid)
   _check_order("unipc", order)
   rule = _rule(process, variant)
   return solve(denoise, process, x, grid, keys, trajectory, rule, order, corrector=order, lower_final=lower_final)
@@ -178,7 +180,7 @@ def sa_solver(
   grid: Array,
   keys: Key,
   *,
-  order: int = 3,
+  order: int | None = None,
   tau: float | Array = 1.0,
   s_min: float | Array = 0.05,
   s_max: float | Array = 1.0,
@@ -196,7 +198,7 @@ def sa_solver(
     x: state at grid[0], [B, H, W, C].
     grid: [N+1] times of `process`, decreasing to 0; N >= order.
     keys: [B] PRNG keys, one an image.
-    order: 1 to 3.
+    order: 1 to 3; None is 3, or N of a shorter grid.
     tau: τ >= 0 at noise levels in [s_min, s_max], 0 elsewhere. May be traced.
     s_min: the smallest noise level with noise. May be traced.
     s_max: the largest. May be traced.
@@ -211,6 +213,7 @@ def sa_solver(
       missing, or the process has no noise levels.
   """
   loop.need_keys("sa_solver", keys)
+  order = order_or(3, order, grid)
   _check_order("sa_solver", order)
 
   def tau_at(t):

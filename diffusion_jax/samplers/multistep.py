@@ -149,6 +149,13 @@ def check_order(order: int, grid):
     raise ValueError(f"order must be at most the number of steps ({steps}), got {order}")
 
 
+def order_or(default: int, order: int | None, grid) -> int:
+  """The order, or the default where it is None: as many as the steps of a shorter grid, where that is known."""
+  if order is not None or isinstance(grid, jax.core.Tracer) or np.ndim(grid) != 1:
+    return default if order is None else order
+  return max(1, min(default, int(np.sum(np.diff(grid) != 0))))
+
+
 def rotation(process: Process, pred: Prediction, x: Array, t) -> Array:
   """w = dy/dθ of equation (2) at x_t, [B, ...]; t is a scalar or [B]."""
   (r, _), (dr, dtheta) = jax.jvp(process.polar, (t,), (jnp.ones_like(t),))
@@ -163,7 +170,7 @@ def multistep(
   grid: Array,
   keys: Key | None = None,
   *,
-  order: int = 2,
+  order: int | None = None,
   trajectory: bool = False,
 ):
   """Adams' and Bashforth's rules in the angle, equations (1) and (2): N evaluations for a grid of N steps.
@@ -177,7 +184,7 @@ def multistep(
     grid: [N+1] times of `process`, decreasing to 0; for decoupled ones `times.decoupled_grid(N, power)` with power
       2 or 3 is better than uniform steps by far.
     keys: unused: nothing is drawn.
-    order: 1 to 4, at most N.
+    order: 1 to 4, at most N; None is 2, or 1 for N = 1.
     trajectory: also return the states at all grid values.
 
   Returns:
@@ -192,7 +199,7 @@ def multistep(
     return Interval(r_s / r, r_s * (theta_s - theta), [1 / (k + 1) for k in range(count + 1)])
 
   rule = Rule(lambda t: process.polar(t)[1], lambda pred, x, t: rotation(process, pred, x, t), interval)
-  return solve(denoise, process, x, grid, keys, trajectory, rule, order)
+  return solve(denoise, process, x, grid, keys, trajectory, rule, order_or(2, order, grid))
 
 
 def deis(
@@ -202,7 +209,7 @@ def deis(
   grid: Array,
   keys: Key | None = None,
   *,
-  order: int = 3,
+  order: int | None = None,
   trajectory: bool = False,
 ):
   """DEIS, equations (3) and (4): N evaluations for a grid of N steps.
@@ -215,7 +222,7 @@ def deis(
     x: state at grid[0], [B, H, W, C].
     grid: [N+1] times of `process`, decreasing to 0.
     keys: unused: nothing is drawn.
-    order: 1 to 4, at most N; the paper's tAB-k has the order k + 1.
+    order: 1 to 4, at most N; None is 3, or N of a shorter grid. The paper's tAB-k has the order k + 1.
     trajectory: also return the states at all grid values.
 
   Returns:
@@ -237,4 +244,4 @@ def deis(
 
   first = lambda pred, x, t, s: transition(process, pred, x, t, s, process.sigma(s))
   rule = Rule(lambda t: t, lambda pred, x, t: pred.eps, interval, first)
-  return solve(denoise, process, x, grid, keys, trajectory, rule, order)
+  return solve(denoise, process, x, grid, keys, trajectory, rule, order_or(3, order, grid))

@@ -21,7 +21,7 @@ NFE = {"euler": lambda n: n, "heun": lambda n: 2 * n - 1, "ddim": lambda n: n, "
        "dpm_solver_2": lambda n: 2 * n - 1, "dpm_solver_3": lambda n: 3 * n - 2, "dpmpp_2s": lambda n: 2 * n - 1,
        "dpmpp_2m": lambda n: n, "dpmpp_3m": lambda n: n, "dpmpp_2m_sde": lambda n: n, "unipc": lambda n: n,
        "sa_solver": lambda n: n, "rk45": None}  # fmt: skip
-STEPS = {"dpmpp_2m": 2, "dpmpp_3m": 3, "dpmpp_2m_sde": 2, "deis": 3, "unipc": 3, "sa_solver": 3, "multistep": 2}
+STEPS = {"dpmpp_2m": 2, "dpmpp_3m": 3, "dpmpp_2m_sde": 2}
 
 
 def keys_of(n):
