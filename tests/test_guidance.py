@@ -123,7 +123,7 @@ def guided_by_hand(p, x, t, w):
 
 @pytest.mark.parametrize("p", PROCESSES, ids=lambda p: type(p).__name__)
 def test_guidance_acts_in_its_interval_alone(p, x64):
-  """Below, at the lower end, inside, at the upper end, above: for a scalar t, for one an image, and under vmap."""
+  """Below, at the lower end, inside, at the upper end, above: for a scalar t, for one an image, under vmap and pmap."""
   ts = p.inverse(jnp.array([0.02, 0.3, 1.0, 5.0, 60.0]))
   slack = 0 if p == process.EDM() else 1e-9  # the rounding of noise levels that are computed
   interval, acts = (0.3 * (1 - slack), 5.0 * (1 + slack)), np.array([0, 1, 1, 1, 0])
@@ -139,8 +139,9 @@ def test_guidance_acts_in_its_interval_alone(p, x64):
     for i, t in enumerate(ts):
       for a, b in zip(run(x, t, w, interval), got):
         np.testing.assert_allclose(a[i], b[i], rtol=1e-9, atol=1e-12)
-    alone = jax.vmap(lambda x, t: jax.tree.map(lambda a: a[0], run(x[None], t, w, interval)))(x, ts)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), alone, got)
+    one = lambda x, t: jax.tree.map(lambda a: a[0], run(x[None], t, w, interval))
+    for alone in (jax.vmap(one)(x, ts), jax.pmap(one)(x, ts)):
+      jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), alone, got)
   everywhere = run(x, ts, 3.5, (0.0, 1e6))
   for a, b in zip(everywhere, guidance.classifier_free(*gaussian_pairs(p), 3.5)(x, ts)):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
