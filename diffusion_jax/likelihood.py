@@ -49,10 +49,10 @@ def log_likelihood(
   noise: str = "rademacher",
   mean: Array | float = 0.0,
 ) -> Array:
-  """log p_0(x) in nats by equations (1) to (4): 4(N − 1) evaluations for a grid of N steps, each with its derivative.
+  """log p_0(x) in nats by equations (1) to (4): 4(N − 1) evaluations for a grid of N steps, each with a gradient.
 
-  Memory is that of one evaluation and its linearisation, whatever N, `probes` and the number of dimensions. "exact"
-  takes D = H·W·C derivatives an evaluation. "hutchinson" takes `probes` of them and is unbiased: each step has draws of
+  Memory is that of one evaluation and its gradient, whatever N, `probes` and the number of dimensions. "exact"
+  takes D = H·W·C gradients an evaluation. "hutchinson" takes `probes` of them and is unbiased: each step has draws of
   its own, so that their errors average over the grid. Its variance is that of Σ_k h_k·zᵀ(∂v/∂y)z / probes: with
   Rademacher draws the diagonal of ∂v/∂y does not contribute, with Gaussian ones it does.
 
@@ -168,16 +168,18 @@ def _flow(denoise: Denoise, process: Gaussian, t) -> Callable[[Array], Array]:
 
 def _with_divergence(flow, y: Array, draw, probes: int) -> tuple[Array, Array]:
   """v [B, ...] and ∇·v [B] by equation (4): of draw(0), ..., draw(probes − 1), or exactly where draw is None."""
-  v, derivative = jax.linearize(flow, y)
+  v, pull = jax.vjp(flow, y)  # by rows: the transposes are what networks are laid out for, see nets.layers.conv3x3_cpu
   flat = lambda x: x.reshape(len(y), -1)
 
   def by_dimension(total, k):
     basis = jnp.zeros(y[0].size, y.dtype).at[k].set(1)
-    return total + flat(derivative(jnp.broadcast_to(basis.reshape(y.shape[1:]), y.shape)))[:, k], None
+    (row,) = pull(jnp.broadcast_to(basis.reshape(y.shape[1:]), y.shape))
+    return total + flat(row)[:, k], None
 
   def by_probe(total, k):
     z = draw(k)
-    return total + jnp.sum(flat(z * derivative(z)), axis=1) / probes, None
+    (row,) = pull(z)
+    return total + jnp.sum(flat(z * row), axis=1) / probes, None
 
   body, count = (by_dimension, y[0].size) if draw is None else (by_probe, probes)
   total, _ = jax.lax.scan(body, jnp.zeros(len(y), y.dtype), jnp.arange(count))
