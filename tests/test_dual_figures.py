@@ -13,7 +13,7 @@ from training import tiny
 
 from diffusion_jax import methods, process, sampling
 from diffusion_jax.data import sources
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, batches
 from diffusion_jax.training import checkpoint, start
 from diffusion_jax.types import normal
 
@@ -132,7 +132,7 @@ def drawn(count):
   """Images, labels and noise that figures 1 and 3 take."""
   source = sources.from_config(config_of("linear"))
   batch = source.gather(np.random.default_rng(0).permutation(len(source))[:count])
-  x0 = np.asarray(base.images_of({"image": jnp.asarray(batch["image"])}, None, False), np.float64)
+  x0 = np.asarray(batches.images_of({"image": jnp.asarray(batch["image"])}, None, False), np.float64)
   return x0, batch["label"], np.asarray(normal(sampling.keys_of(np.arange(count)), 0, (8, 8, 1)), np.float64)
 
 

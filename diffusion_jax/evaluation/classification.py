@@ -12,7 +12,7 @@ import optax
 
 from diffusion_jax import mesh, sampling
 from diffusion_jax.data.sources import Source
-from diffusion_jax.methods import base
+from diffusion_jax.methods import batches
 from diffusion_jax.methods import classifier as classifier_method
 from diffusion_jax.types import normal
 
@@ -47,9 +47,9 @@ def measure(config, variables, source: Source, bins: int = BINS, batch_size: int
 
   @jax.jit
   def judge(variables, images, labels, keys, number, first, last):
-    x0 = base.images_of({"image": images}, None, False)
+    x0 = batches.images_of({"image": images}, None, False)
     draw = lambda key: jax.random.randint(jax.random.fold_in(key, _TIME), (), first, last + 1)
-    keys = base.streams(keys, number)
+    keys = batches.streams(keys, number)
     t = jax.vmap(draw)(keys)
     out = logits(variables, chain.perturb(x0, normal(keys, _NOISE, shape), t), t)
     return jnp.argmax(out, 1) == labels, optax.softmax_cross_entropy_with_integer_labels(out, labels)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import losses, process
 from diffusion_jax.config import ConfigError
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, batches
 from diffusion_jax.nets import autoencoder
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
@@ -42,8 +42,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return state_lib.create({"net": params}, update_lib.init_optimizer(config, {"net": params}))
 
   def loss_fn(params, batch):
-    stream = functools.partial(base.streams, batch["key"])
-    x = base.images_of(batch, stream(_FLIP), config.data.flip)
+    stream = functools.partial(batches.streams, batch["key"])
+    x = batches.images_of(batch, stream(_FLIP), config.data.flip)
     out, mean, log_variance = network.apply({"params": params}, x, stream(_POSTERIOR))
     error = losses.absolute_error(out, x) / x[0].size
     kl = autoencoder.kl_divergence(mean, log_variance)

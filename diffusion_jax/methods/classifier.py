@@ -18,7 +18,7 @@ from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax import times
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, batches
 from diffusion_jax.methods.dual_output import PROCESSES
 from diffusion_jax.nets import classifier
 from diffusion_jax.training import state as state_lib
@@ -51,8 +51,8 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     return jax.vmap(lambda key: law(jax.random.fold_in(key, _TIME), 1)[0])(keys)
 
   def loss_fn(params, batch):
-    stream = functools.partial(base.streams, batch["key"])
-    x0, t = base.images_of(batch, stream(_FLIP), config.data.flip), draw_times(batch["key"])
+    stream = functools.partial(batches.streams, batch["key"])
+    x0, t = batches.images_of(batch, stream(_FLIP), config.data.flip), draw_times(batch["key"])
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(_NOISE))
     out = logits({"params": params}, chain.perturb(x0, eps, t), t, stream(_DROPOUT))
     loss = optax.softmax_cross_entropy_with_integer_labels(out, batch["label"])

@@ -26,7 +26,7 @@ from diffusion_jax import losses, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.data import augment
-from diffusion_jax.methods import base, distances
+from diffusion_jax.methods import base, batches, distances
 from diffusion_jax.nets import estimated
 from diffusion_jax.training import memory
 from diffusion_jax.training import state as state_lib
@@ -35,7 +35,7 @@ from diffusion_jax.types import normal
 
 SAMPLERS = ("dddm",)
 # Streams of an example's key.
-_INITIAL, _REFRESH, _ITERATIONS, _FIRST = range(base.OWN_STREAMS, base.OWN_STREAMS + 4)
+_INITIAL, _REFRESH, _ITERATIONS, _FIRST = range(batches.OWN_STREAMS, batches.OWN_STREAMS + 4)
 
 
 def from_config(config, axis_name: str | None = None) -> base.Method:
@@ -67,10 +67,10 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     out = base.apply_network(network, config, variables, x, c_noise, {**cond, "condition": context})
     return par.from_x0(chain, x - out["out"], x, t)
 
-  draw_times = base.times_of(times.discrete(chain.num_steps))
+  draw_times = batches.times_of(times.discrete(chain.num_steps))
 
   def loss_fn(params, batch):
-    x0, eps, cond = base.examples(config, batch)
+    x0, eps, cond = batches.examples(config, batch)
     t = draw_times(batch["key"])
     x = chain.perturb(x0, eps, t)
     f = lambda previous, **more: denoise({"params": params}, x, t, {**cond, "previous": previous, **more}).clean
@@ -90,16 +90,16 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   def estimates_of(batch, labels, f):
     """x̄_0 of a batch [B, H, W, C], without gradients, in the frame of the augmented images."""
-    noise = normal(base.streams(batch["key"], _INITIAL), 0, batch["image"].shape[1:])
+    noise = normal(batches.streams(batch["key"], _INITIAL), 0, batch["image"].shape[1:])
     if buffered:
       stored = framed(batch["stored"].astype(jnp.float32), batch, None)
       stored = stored if labels is None else augment.warp(stored, labels)
       if not setting.buffer_refresh:
         return stored
       fresh = jax.vmap(lambda key: jax.random.bernoulli(key, setting.buffer_refresh))
-      return jnp.where(fresh(base.streams(batch["key"], _REFRESH))[:, None, None, None], noise, stored)
+      return jnp.where(fresh(batches.streams(batch["key"], _REFRESH))[:, None, None, None], noise, stored)
     most = setting.in_step_iterations if setting.estimates == "in_step" else 0
-    count = jax.vmap(lambda key: jax.random.randint(key, (), 0, most + 1))(base.streams(batch["key"], _ITERATIONS))
+    count = jax.vmap(lambda key: jax.random.randint(key, (), 0, most + 1))(batches.streams(batch["key"], _ITERATIONS))
     previous = noise
     for i in range(most):
       previous = jnp.where((i < count)[:, None, None, None], jax.lax.stop_gradient(f(previous)), previous)
@@ -107,7 +107,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
   def framed(images, batch, labels):
     """Images mirrored as the batch's are, which is its own inverse; by `labels` where EDM's augmentation mirrors."""
-    images = base.images_of({"image": images}, base.streams(batch["key"], base.AUGMENT), config.data.flip)
+    images = batches.images_of({"image": images}, batches.streams(batch["key"], batches.AUGMENT), config.data.flip)
     return images if labels is None else augment.flip(images, labels)
 
   def update(state, batch, key):
@@ -124,7 +124,7 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
     if buffered:
       kept = metrics["skipped"] > 0
       if config.data.augment:
-        kept |= augment.moves(augment.draw(base.streams(batch["key"], base.AUGMENT), config.data.augment))
+        kept |= augment.moves(augment.draw(batches.streams(batch["key"], batches.AUGMENT), config.data.augment))
       written = jnp.where(jnp.reshape(kept, (-1, 1, 1, 1)), batch["stored"], written)
       if on_host:
         buffer = {"written": written.astype(batch["stored"].dtype)}

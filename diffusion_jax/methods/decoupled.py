@@ -21,14 +21,14 @@ from diffusion_jax import losses, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base, distances
+from diffusion_jax.methods import base, batches, distances
 from diffusion_jax.samplers.ancestral import reconstruct
 from diffusion_jax.training import update as update_lib
 
 FIRST = ("decoupled", "ddim", "euler", "heun", "multistep")
 LOSSES = {"l2": losses.squared_error, "l1": losses.absolute_error}
 DECODERS = {"two": {"decoders": 2}, "branch": {"branch": True}, "one": {}}
-_PHI = base.OWN_STREAMS  # stream of an example's key, from which φ's free parameters come
+_PHI = batches.OWN_STREAMS  # stream of an example's key, from which φ's free parameters come
 
 
 def from_config(config, axis_name: str | None = None) -> base.Method:
@@ -61,12 +61,12 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
     return par.decoupled(network_fn, process, setting.preconditioned)(x, t)
 
-  draw_times = base.times_of(law)
+  draw_times = batches.times_of(law)
 
   def loss_fn(params, batch):
-    x0, eps, cond = base.examples(config, batch)
+    x0, eps, cond = batches.examples(config, batch)
     t = draw_times(batch["key"])
-    phi = process.encode(base.streams(batch["key"], _PHI), x0)
+    phi = process.encode(batches.streams(batch["key"], _PHI), x0)
     x = process.perturb(phi, eps, t)
     pred = denoise({"params": params}, x, t, cond)
     terms = losses.decoupled_terms(pred.clean, pred.eps, phi, eps, distance)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import losses, process, samplers
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base, dual_output, edm
+from diffusion_jax.methods import base, batches, dual_output, edm
 from diffusion_jax.training import state as state_lib
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Params, Prediction, like
@@ -103,19 +103,19 @@ def build(
 
   def draw(generator, batch):
     """x̃_0, ε̃ and σ of a batch whose "key" is this step's, and the labels."""
-    stream = functools.partial(base.streams, batch["key"])
-    x0 = base.images_of(batch, stream(_FLIP), config.data.flip)
+    stream = functools.partial(batches.streams, batch["key"])
+    x0 = batches.images_of(batch, stream(_FLIP), config.data.flip)
     normal = lambda number: jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(stream(number))
     sigma = noise_levels(batch["key"])
-    cond = {"label": base.labels_of(batch, stream(_LABEL), config)}
+    cond = {"label": batches.labels_of(batch, stream(_LABEL), config)}
     fake = generate(generator, _EDM.perturb(x0, normal(_NOISE), sigma), sigma, cond)
     return fake, normal(_RENOISE), sigma, cond
 
   def score_loss(generator, score, batch):
     fake, eps, sigma, cond = draw(generator, batch)
     fake = jax.lax.stop_gradient(fake)
-    stream = functools.partial(base.streams, batch["key"])
-    fake, augment = base.augmented(fake, stream(_AUGMENT), config.data.augment if config.dpdm.score_augment else 0.0)
+    stream = functools.partial(batches.streams, batch["key"])
+    fake, augment = batches.augmented(fake, stream(_AUGMENT), config.data.augment if config.dpdm.score_augment else 0.0)
     cond |= {"augment": augment, "dropout": stream(_DROPOUT)}
     pred = clean(score, _EDM.perturb(fake, eps, sigma), sigma, cond)
     return jnp.mean(weight(sigma) * losses.squared_error(pred, fake)), {}
@@ -133,7 +133,7 @@ def build(
     scale = update_lib.loss_scale(config.optimizer, state)
     accumulation = config.train.accumulation
     finite = True
-    *score_steps, last = ({**batch, "key": base.streams(keys, step)} for step in steps)
+    *score_steps, last = ({**batch, "key": batches.streams(keys, step)} for step in steps)
     for drawn in score_steps:
       loss = functools.partial(score_loss, update_lib.whole(state.params["generator"]))
       (value, _), grads = update_lib.value_and_grad(loss, state.params["score"], drawn, accumulation, scale)
@@ -155,7 +155,7 @@ def build(
     return Prediction(image, (x - image) / like(sigma, x))
 
   def times(keys):
-    return jnp.stack([noise_levels(base.streams(keys, step)) for step in steps], axis=1)
+    return jnp.stack([noise_levels(batches.streams(keys, step)) for step in steps], axis=1)
 
   return base.Method(init, update, denoise, _EDM, SAMPLERS, diffusion.preconditioner, times, initial)
 

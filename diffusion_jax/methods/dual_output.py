@@ -22,7 +22,7 @@ from diffusion_jax import losses, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax import process as process_lib
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, batches
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array
 
@@ -64,10 +64,10 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
       return par.dual(chain, out["eps"], 0.0, 0.0, x, t, 0.0, out.get("variance"))
     return par.dual(chain, out["eps"], out["x"], out["r"], x, t, ratio, out.get("variance"))
 
-  draw_times = base.times_of(law)
+  draw_times = batches.times_of(law)
 
   def loss_fn(params, batch):
-    x0, eps, cond = base.examples(config, batch)
+    x0, eps, cond = batches.examples(config, batch)
     t = draw_times(batch["key"])
     x = chain.perturb(x0, eps, t)
     out = heads({"params": params}, x, t, cond)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffusion_jax import losses, process, samplers, times
 from diffusion_jax import parameterization as par
 from diffusion_jax.config import choose
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, batches
 from diffusion_jax.training import update as update_lib
 from diffusion_jax.types import Array, Prediction
 
@@ -49,10 +49,10 @@ def from_config(config, axis_name: str | None = None) -> base.Method:
 
     return par.precondition(network_fn, preconditioner)(x, t)
 
-  noise_levels = base.times_of(law)
+  noise_levels = batches.times_of(law)
 
   def loss_fn(params, batch):
-    y, eps, cond = base.examples(config, batch)
+    y, eps, cond = batches.examples(config, batch)
     sigma = noise_levels(batch["key"])
     x = edm.perturb(y, eps, sigma)
     pred = denoise({"params": params}, x, sigma, cond)

@@ -23,7 +23,7 @@ from diffusion_jax import cli, sampling
 from diffusion_jax import config as config_lib
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import walks
-from diffusion_jax.methods import base, dual_output
+from diffusion_jax.methods import batches, dual_output
 from diffusion_jax.types import normal
 
 BATCH = 64  # images at a time
@@ -99,7 +99,7 @@ def drawn(config, num_images: int) -> tuple[jax.Array, dict]:
   """Images [N, H, W, C] of a run's data at random, and their cond."""
   source = sources.from_config(config)
   batch = source.gather(np.random.default_rng(0).permutation(len(source))[:num_images])
-  images = base.images_of({"image": jnp.asarray(batch["image"])}, None, False)
+  images = batches.images_of({"image": jnp.asarray(batch["image"])}, None, False)
   return images, {"label": jnp.asarray(batch["label"])} if config.data.num_classes else {}
 
 

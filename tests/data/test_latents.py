@@ -13,7 +13,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import latent, methods
 from diffusion_jax.config import ConfigError
 from diffusion_jax.data import batching, latents, sources
-from diffusion_jax.methods import base
+from diffusion_jax.methods import base, batches
 from diffusion_jax.training import run_config
 
 AUTOENCODER = {"name": "ae", "step": 3, "sha256": "f" * 64}
@@ -101,14 +101,14 @@ def test_a_draw_is_the_examples_own():
   keys = jax.random.split(jax.random.key(0), 6)
   mean = jnp.arange(6.0)[:, None, None, None] * jnp.ones((6, 16, 16, 2))
   batch = {"image": mean, "log_variance": jnp.full_like(mean, -2.0), "label": jnp.zeros(6)}
-  x = base.images_of(batch, keys, False, 0.5)
+  x = batches.images_of(batch, keys, False, 0.5)
   z = (np.asarray(x) / 0.5 - mean) / np.exp(-1)
   assert abs(z.mean()) < 4 / np.sqrt(z.size) and abs(z.std() - 1) < 4 / np.sqrt(2 * z.size)
   part = {name: value[4:] for name, value in batch.items()}
-  np.testing.assert_array_equal(base.images_of(part, keys[4:], False, 0.5), x[4:])
-  assert np.abs(base.images_of(part, keys[2:4], False, 0.5) - x[4:]).max() > 0.1
+  np.testing.assert_array_equal(batches.images_of(part, keys[4:], False, 0.5), x[4:])
+  assert np.abs(batches.images_of(part, keys[2:4], False, 0.5) - x[4:]).max() > 0.1
   with pytest.raises(ValueError, match="config.latent.scale = 0.0"):
-    base.images_of(batch, keys, False, 0.0)
+    batches.images_of(batch, keys, False, 0.0)
 
 
 @pytest.mark.parametrize("method", ["edm", "dual_output", "decoupled"])

@@ -9,7 +9,7 @@ from training import tiny
 from diffusion_jax import methods
 from diffusion_jax.config import ConfigError
 from diffusion_jax.methods import autoencoder as autoencoder_method
-from diffusion_jax.methods import base
+from diffusion_jax.methods import batches
 from diffusion_jax.nets import autoencoder
 from diffusion_jax.training import state
 
@@ -53,11 +53,11 @@ def test_the_loss_is_the_absolute_error_and_the_divergence(accumulation, flip, m
 
   keys, x = state.example_keys(key, first.step, batch["slot"]), batch["image"]
   if flip:
-    mirror = np.array([jax.random.bernoulli(k) for k in base.streams(keys, autoencoder_method._FLIP)])
+    mirror = np.array([jax.random.bernoulli(k) for k in batches.streams(keys, autoencoder_method._FLIP)])
     assert 0 < mirror.sum() < 4
     x = np.where(mirror[:, None, None, None], x[:, :, ::-1], x)
   errors, divergences = [], []
-  for image, k in zip(x, base.streams(keys, autoencoder_method._POSTERIOR)):
+  for image, k in zip(x, batches.streams(keys, autoencoder_method._POSTERIOR)):
     mean, log_variance = 0.5 * image[::2, ::2] + 0.2, -np.abs(image[1::2, ::2])
     z = mean + np.exp(log_variance / 2) * np.asarray(jax.random.normal(jax.random.fold_in(k, 0), (4, 4, 1)))
     errors.append(np.abs(1.5 * np.kron(z, np.ones((2, 2, 1))) - image).mean())

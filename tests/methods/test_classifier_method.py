@@ -10,7 +10,7 @@ from training import tiny
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods, process
 from diffusion_jax.config import ConfigError
-from diffusion_jax.methods import base
+from diffusion_jax.methods import batches
 from diffusion_jax.methods import classifier as classifier_method
 from diffusion_jax.training import state, update, warm
 
@@ -55,7 +55,7 @@ def test_the_loss_is_the_cross_entropy_of_noisy_images(name, chain, accumulation
   t = np.asarray(method.times(keys))
   assert t.min() >= 1 and t.max() <= chain.num_steps and (t == np.round(t)).all() and len(set(t)) > 4
   bars = chain.alpha_bars()[t.astype(int) - 1][:, None, None, None]
-  eps = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 1)))(base.streams(keys, classifier_method._NOISE))
+  eps = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 1)))(batches.streams(keys, classifier_method._NOISE))
   x = np.sqrt(bars) * batch["image"] + np.sqrt(1 - bars) * np.asarray(eps)
   p = first.params["net"]
   logits = np.asarray(p["a"]) * x.mean((1, 2, 3))[:, None] + np.asarray(p["b"]) * (t - 1)[:, None] / 1000

@@ -11,7 +11,7 @@ from training import toy_task
 from diffusion_jax import config as config_lib
 from diffusion_jax import methods
 from diffusion_jax.data import sources
-from diffusion_jax.methods import base, conditions
+from diffusion_jax.methods import base, batches, conditions
 from diffusion_jax.training import start, state
 
 
@@ -70,12 +70,12 @@ def test_half_are_mirrored_and_all_are_in_range():
   keys = jax.random.split(jax.random.key(0), 200)
   images = np.broadcast_to(np.uint8([[0, 255]])[..., None], (200, 1, 2, 1))
   batch = {"image": images, "condition": images.repeat(2, 2).repeat(2, 1)}
-  image, condition = base.images_of(batch, keys, True), base.condition_of(batch, keys, True)
+  image, condition = batches.images_of(batch, keys, True), batches.condition_of(batch, keys, True)
   assert condition.shape == (200, 2, 4, 1)
   np.testing.assert_array_equal(condition[:, ::2, ::2], image)
   assert set(np.unique(condition)) == {-1.0, 1.0} and 60 < (image[:, 0, 0, 0] == 1).sum() < 140
-  np.testing.assert_array_equal(base.condition_of(batch, keys, False)[:, ::2, ::2], images / 127.5 - 1)
-  assert base.condition_of({"image": images}, keys, True) is None
+  np.testing.assert_array_equal(batches.condition_of(batch, keys, False)[:, ::2, ::2], images / 127.5 - 1)
+  assert batches.condition_of({"image": images}, keys, True) is None
 
 
 @pytest.mark.parametrize("method", PERFECT)

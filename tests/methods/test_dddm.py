@@ -11,7 +11,7 @@ from training import tiny
 from diffusion_jax import losses, methods, process
 from diffusion_jax.config import ConfigError
 from diffusion_jax.data import augment, batching
-from diffusion_jax.methods import base, dddm
+from diffusion_jax.methods import batches, dddm
 from diffusion_jax.training import memory, start, state
 
 COUNT = 22  # examples; four slices of 6, 6, 5 and 5
@@ -73,7 +73,7 @@ def by_example(buffer):
 
 def mirrored(images, config, key, step):
   """Images as data.flip mirrors them in a step, in NumPy from the examples' keys."""
-  keys = base.streams(state.example_keys(key, step, jnp.arange(len(images))), base.AUGMENT)
+  keys = batches.streams(state.example_keys(key, step, jnp.arange(len(images))), batches.AUGMENT)
   mirror = np.asarray(jax.vmap(jax.random.bernoulli)(keys)) & config.data.flip
   return np.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
