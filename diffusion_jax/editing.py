@@ -175,7 +175,7 @@ def inpaint(
   if not isinstance(grid, jax.core.Tracer):
     grid = _without_repeats(grid)
   moves, times = repaint_moves(len(grid) - 1, resample, jump), jnp.asarray(grid)
-  process.alpha(times[0])  # which other processes do not have
+  process.need_gaussian()
   known = process.encode(None, jnp.where(hole, 0, x))
 
   def down(state, z, t, s):

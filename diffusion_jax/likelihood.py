@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.process import Gaussian
 from diffusion_jax.samplers import loop
+from diffusion_jax.samplers.multistep import rotation
 from diffusion_jax.types import Array, Denoise, Key, check_images, normal
 
 TRACES = ("hutchinson", "exact")
@@ -162,8 +163,8 @@ def _direction(process: Gaussian, t) -> tuple[Array, Array]:
 
 def _flow(denoise: Denoise, process: Gaussian, t) -> Callable[[Array], Array]:
   """y -> v at time t, equation (1)."""
-  (r, _), (dr, dtheta) = jax.jvp(process.polar, (t,), (jnp.ones_like(t),))
-  return lambda y: (process.velocity(denoise(r * y, t), t) - dr * y) / (r * dtheta)
+  r, _ = process.polar(t)
+  return lambda y: rotation(process, denoise(r * y, t), r * y, t)
 
 
 def _with_divergence(flow, y: Array, draw, probes: int) -> tuple[Array, Array]:

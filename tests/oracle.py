@@ -256,6 +256,19 @@ def gaussian_denoise(process, m, s2):
   return denoise
 
 
+def correlated_denoise(process, mean, covariance):
+  """The best Denoise for images of D pixels, of law N(mean [D], covariance [D, D])."""
+  size = len(mean)
+
+  def denoise(x, t):
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    gain = alpha * covariance @ jnp.linalg.inv(alpha**2 * covariance + sigma**2 * jnp.eye(size))
+    x0 = (mean + (x.reshape(-1, size) - alpha * mean) @ gain.T).reshape(x.shape)
+    return Prediction(process.encode(None, x0), (x - like(alpha, x) * x0) / like(sigma, x))
+
+  return denoise
+
+
 def mixture_denoise(process, means, weights, std):
   """The best Denoise for a mixture Σ_k w_k·N(m_k, std²I) of images m_k [K, H, W, C]."""
 

@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 from diffusion_jax import editing, process, samplers, sampling, times
-from diffusion_jax.types import Prediction, like
+from diffusion_jax.types import Prediction
 
 M, S2 = 0.3, 0.64
 GRIDS = {
@@ -20,18 +20,6 @@ COVARIANCE = np.array([[0.36, 0.288], [0.288, 0.36]])
 KNOWN = 0.9
 SLOPE = COVARIANCE[1, 0] / COVARIANCE[0, 0]
 GIVEN = MEAN[1] + SLOPE * (KNOWN - MEAN[0]), COVARIANCE[1, 1] - SLOPE * COVARIANCE[0, 1]  # mean, variance of the second
-
-
-def pair_denoise(p):
-  """The best Denoise for images [1, 2, 1] of law N(MEAN, COVARIANCE)."""
-
-  def denoise(x, t):
-    alpha, sigma = p.alpha(t), p.sigma(t)
-    gain = alpha * COVARIANCE @ jnp.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * jnp.eye(2))
-    x0 = (MEAN + (x.reshape(-1, 2) - alpha * MEAN) @ gain.T).reshape(x.shape)
-    return Prediction(p.encode(None, x0), (x - like(alpha, x) * x0) / like(sigma, x))
-
-  return denoise
 
 
 def repaint_moments(schedule, grid, moves):
@@ -60,7 +48,8 @@ def test_repaint_has_its_exact_moments_and_keeps_what_is_known(name, resample, j
   grid, count = np.asarray(grid_of(12)), 20_000
   x = jnp.broadcast_to(jnp.array([KNOWN, np.nan]).reshape(1, 2, 1), (count, 1, 2, 1))
   mask = np.array([0, 1]).reshape(1, 2, 1)
-  run = lambda x, keys: editing.inpaint(pair_denoise(p), p, x, mask, grid, keys, resample=resample, jump=jump)
+  denoise = oracle.correlated_denoise(p, MEAN, COVARIANCE)
+  run = lambda x, keys: editing.inpaint(denoise, p, x, mask, grid, keys, resample=resample, jump=jump)
   found = np.asarray(jax.jit(run)(x, sampling.keys_of(np.arange(count))))
   np.testing.assert_array_equal(found[:, 0, 0, 0], np.float32(KNOWN))
   moves = editing.repaint_moves(12, resample, jump)

@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 
 from diffusion_jax import likelihood, process, samplers, sampling, times
-from diffusion_jax.types import Prediction, like
+from diffusion_jax.types import Prediction
 
 LEVELS = lambda n, sigma_max=80.0: times.edm_grid(n, 0.002, sigma_max)
 GRIDS = {
@@ -37,18 +37,6 @@ def log_mixture(x):
   squares = np.sum((x[:, None] - MEANS) ** 2, axis=(2, 3, 4))
   log_p = np.log(WEIGHTS) - squares / (2 * STD**2)
   return scipy.special.logsumexp(log_p, axis=1) - np.prod(SHAPE) / 2 * np.log(2 * np.pi * STD**2)
-
-
-def correlated(p):
-  """The best Denoise for data N(M, COVARIANCE)."""
-
-  def denoise(x, t):
-    alpha, sigma = p.alpha(t), p.sigma(t)
-    gain = alpha * COVARIANCE @ jnp.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * jnp.eye(3))
-    x0 = (M + (x.reshape(-1, 3) - alpha * M) @ gain.T).reshape(x.shape)
-    return Prediction(p.encode(None, x0), (x - like(alpha, x) * x0) / like(sigma, x))
-
-  return denoise
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -102,7 +90,8 @@ def test_hutchinson_is_unbiased_with_its_own_variance(noise, probes, x64):
   p, count = process.EDM(), 4096
   grid = times.edm_grid(30)
   x = np.broadcast_to(np.array([0.5, -0.4, 0.2]).reshape(1, 3, 1), (count, 1, 3, 1))
-  run = lambda x, keys, **options: likelihood.log_likelihood(correlated(p), p, x, grid, keys, **options)
+  denoise = oracle.correlated_denoise(p, M, COVARIANCE)
+  run = lambda x, keys, **options: likelihood.log_likelihood(denoise, p, x, grid, keys, **options)
   exact = run(x[:1], None, trace="exact")
   found = jax.jit(lambda x, keys: run(x, keys, noise=noise, probes=probes))(x, sampling.keys_of(np.arange(count)))
   values, vectors = np.linalg.eigh(COVARIANCE)

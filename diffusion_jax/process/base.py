@@ -21,6 +21,8 @@ def as_time(t) -> Array:
 class Process:
   """What all processes share: equations (1) and (2) from `signal` and `sigma`."""
 
+  is_gaussian = False  # whether m(c, t) = α(t)·x_0, so that there are α and noise levels
+
   # True where σ'(t) → ∞ at t → 0, so that an ODE solver's last step must be the transition x_0 = m(ĉ, 0) (Euler
   # would leave half of the remaining noise). VP and VE keep the published Euler step.
   jumps_to_zero = False
@@ -89,6 +91,8 @@ class Process:
 
 class Gaussian(Process):
   """Processes with m(x_0, t) = α(t)·x_0, equation (3)."""
+
+  is_gaussian = True
 
   def alpha(self, t) -> Array:
     """Signal scale α(t); same shape as t."""

@@ -65,8 +65,8 @@ def rk45(
     trajectory: also return the states at all grid values.
 
   Returns:
-    x_0 [B, H, W, C], NaN where the tolerance was not met in MAX_TRIALS steps; with trajectory, (x_0, states
-    [N+1, B, H, W, C]); with count, that or x_0, and the evaluations.
+    x_0 [B, H, W, C], NaN where the tolerance was not met in MAX_TRIALS steps or estimates are not finite; with
+    trajectory, (x_0, states [N+1, B, H, W, C]); with count, that or x_0, and the evaluations.
 
   Raises:
     ValueError: an argument has the wrong shape, the grid does not decrease to 0, a tolerance is not positive, or the
@@ -122,8 +122,9 @@ def _integrate(rate, y: Array, start, end, rtol, atol) -> tuple[Array, Array]:
     return level, h, move(y_new, y), move(slopes[-1], slope), tries + working
 
   def unfinished(state):
-    level, _, _, _, tries = state
-    return jnp.any((level < end) & (tries < MAX_TRIALS))
+    level, _, _, slope, tries = state
+    sound = jnp.all(jnp.isfinite(slope), axis=tuple(range(1, slope.ndim)))  # else no step, however short, is accepted
+    return jnp.any((level < end) & (tries < MAX_TRIALS) & sound)
 
   level = jnp.full(len(y), start)
   state = (level, jnp.full(len(y), _FIRST * span), y, rate(y, level), jnp.zeros(len(y), jnp.int32))

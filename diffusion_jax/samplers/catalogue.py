@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from diffusion_jax.process import Decoupled, Process
+from diffusion_jax.process import Process
 from diffusion_jax.samplers import adaptive, ancestral, direct, exponential, multistep, ode, sde, singlestep
 
 
@@ -45,6 +45,10 @@ def _two_n(steps: int) -> int:
   return 2 * steps - 1
 
 
+def _twice(steps: int) -> int:
+  return 2 * steps
+
+
 def _three_n(steps: int) -> int:
   return 3 * steps - 2
 
@@ -69,15 +73,14 @@ KINDS = {
   "dpdm": Kind(direct.dpdm, (), _n, "yes", "DPDM, Algorithm 2", gaussian=False),
   "dddm": Kind(direct.dddm, (), _n, "its start", "DDDM, Algorithm 2", previous=True),
   "euler_maruyama": Kind(sde.euler_maruyama, (), _n, "yes", "Song et al. 2021"),
-  "predictor_corrector": Kind(sde.predictor_corrector, (), lambda n: 2 * n, "yes", "Song et al. 2021"),
+  "predictor_corrector": Kind(sde.predictor_corrector, (), _twice, "yes", "Song et al. 2021"),
 }
 BY_NAME = {name: kind.sample for name, kind in KINDS.items()}
 
 
 def serving(process: Process, *first: str) -> tuple[str, ...]:
   """Names of the samplers that serve every method of a process but DDDM's, those of `first` before the others."""
-  gaussian = not isinstance(process, Decoupled) or process.is_gaussian
-  names = [name for name, kind in KINDS.items() if not kind.previous and (gaussian or not kind.gaussian)]
+  names = [name for name, kind in KINDS.items() if not kind.previous and (process.is_gaussian or not kind.gaussian)]
   return (*first, *(name for name in names if name not in first))
 
 
@@ -85,12 +88,6 @@ def evaluations(name: str, steps: int) -> int | None:
   """Evaluations of the network of a sampler in so many steps; None where a tolerance decides."""
   cost = KINDS[name].cost
   return None if cost is None else cost(steps)
-
-
-def default_order(name: str, steps: int) -> int:
-  """The order that a sampler with such an option has by default, or the highest that so many steps allow."""
-  orders = KINDS[name].orders
-  return max(order for order in orders if order <= min(orders[-1], steps))
 
 
 def check_steps(name: str, steps: int, order: int | None = None):
@@ -106,7 +103,7 @@ def table() -> str:
   rows = ["| sampler | order | evaluations of N steps | noise | processes | source |", "|---|---|---|---|---|---|"]
   for name, kind in KINDS.items():
     order = f"{min(kind.orders)} to {max(kind.orders)}" if kind.has_order else "".join(map(str, kind.orders)) or "–"
-    cost = {_n: "N", _two_n: "2N − 1", _three_n: "3N − 2", None: "as the tolerance asks"}.get(kind.cost, "2N")
+    cost = {_n: "N", _two_n: "2N − 1", _twice: "2N", _three_n: "3N − 2", None: "as the tolerance asks"}[kind.cost]
     whom = "DDDM's" if kind.previous else "with noise levels" if kind.gaussian else "all"
     rows.append(f"| `{name}` | {order} | {cost} | {kind.noise} | {whom} | {kind.source} |")
   return "\n".join(rows)

@@ -36,9 +36,9 @@ def options_of(config, method: Method) -> dict:
     ConfigError: the sampler has no such order, or none in so few steps.
   """
   name, options = config.sampler, {}
-  order = order_of(config, method)
-  if order:
-    options["order"] = order
+  check_order(config, method)
+  if config.order:  # else the sampler's own
+    options["order"] = config.order
   if config.churn:
     table = None if method.preconditioner is None else method.preconditioner.levels()
     options["churn"] = samplers.Churn(config.churn, config.s_min, config.s_max, config.s_noise, table)
@@ -58,12 +58,8 @@ def options_of(config, method: Method) -> dict:
   return options | own.get(name, {})
 
 
-def order_of(config, method: Method) -> int:
-  """The order of the sampler of a config.sampling that has the option; 0 of others.
-
-  Raises:
-    ConfigError: it has no such order, or none in so few steps.
-  """
+def check_order(config, method: Method):
+  """Raises ConfigError where the sampler of a config.sampling has no such order, or none in so few steps."""
   kind, steps = samplers.KINDS[config.sampler], len(schedule_of(config, method)[1]) - 1
   if not kind.has_order:
     if config.order:
@@ -71,13 +67,12 @@ def order_of(config, method: Method) -> int:
     if steps < kind.history:
       expected = f"must be at least {kind.history} for the sampler {config.sampler}, whose steps use as many estimates"
       raise wrong("sampling.num_steps", config.num_steps, expected)
-    return 0
+    return
   if config.order and config.order not in kind.orders:
     known = ", ".join(str(order) for order in sorted(kind.orders))
     raise wrong("sampling.order", config.order, f"must be 0 or one of {known} for the sampler {config.sampler}")
   if config.order > steps:
     raise wrong("sampling.order", config.order, f"must be at most the number of steps ({steps})")
-  return config.order or catalogue.default_order(config.sampler, steps)
 
 
 def clip_of(config) -> float | None:
@@ -132,6 +127,6 @@ def evaluations(config, method: Method) -> int | None:
   Raises:
     ConfigError: the sampler has no such order, or none in so few steps.
   """
-  order_of(config, method)
+  check_order(config, method)
   count = catalogue.evaluations(config.sampler, len(schedule_of(config, method)[1]) - 1)
   return None if count is None else count * (1 if config.guidance == 1 else 2)

@@ -39,7 +39,7 @@ def schedule_of(config, method: Method) -> tuple[Process, np.ndarray]:
     return _decoupled(config, method.process)
   if config.grid == "dddm":
     return _repeated(config, method.process)
-  if isinstance(method.process, process_lib.Decoupled) and not method.process.is_gaussian:
+  if not method.process.is_gaussian:
     raise wrong("sampling.grid", config.grid, f"must be 'decoupled': {method.process.attenuation} has no noise levels")
   lo, hi = _range(config, method.preconditioner)
   vp = process_lib.VP.from_range(lo, hi)

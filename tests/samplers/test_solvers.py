@@ -205,6 +205,18 @@ def test_rk45_that_does_not_arrive_gives_nan(monkeypatch):
                                 np.array([80.0, 0.01, 0.0]), rtol=1e-6, atol=1e-6)).all()  # fmt: skip
 
 
+def test_rk45_ends_at_estimates_that_are_no_numbers():
+  calls, x = [], jnp.ones((2, 2, 2, 1))
+
+  def broken(x, t):
+    jax.debug.callback(lambda: calls.append(1))
+    return oracle.gaussian_denoise(PROCESSES["EDM"], M, S2)(x * jnp.nan, t)
+
+  assert np.isnan(samplers.rk45(broken, PROCESSES["EDM"], x, np.array([80.0, 0.01, 0.0]))).all()
+  jax.effects_barrier()
+  assert len(calls) == 2  # at the start, and for the image
+
+
 # --- errors and the catalogue -----------------------------------------------------------------------------------------
 
 
